@@ -1,0 +1,34 @@
+"""The C++ backend: picks the build for this machine's instruction set, or says why there is none."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import torch  # its OpenMP runtime must be loaded before ours, so that both share one thread pool
+
+
+def _candidates() -> list[str]:
+    """Names of the builds this CPU can run, fastest first."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    names = ["_portable"]
+    if capability in ("AVX2", "AVX512"):
+        names.insert(0, "_avx2")
+    if capability == "AVX512" and torch.cpu._is_avx512_bf16_supported():
+        names.insert(0, "_avx512")
+    return names
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    missing = "not built: install a C++ compiler (GCC or Clang), then reinstall selfguide"
+    for name in _candidates():
+        try:
+            return importlib.import_module(f"{__name__}.{name}"), f"active, {name[1:]} build"
+        except ModuleNotFoundError:
+            continue
+        except ImportError as error:
+            missing = f"built, but cannot be loaded: {error}"
+    return None, missing
+
+
+native, status = _load()

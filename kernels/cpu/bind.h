@@ -1,0 +1,17 @@
+// Every .cpp file here defines one bind_<op>, called by bind.cpp. Tensors arrive as addresses.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+
+namespace selfguide {
+
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void bind_linear(nanobind::module_& m);
+
+}  // namespace selfguide
