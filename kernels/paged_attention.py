@@ -1,0 +1,152 @@
+"""Attention over a paged KV cache: prefill, chunked prefill and decode in one op."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.dispatch import implementation
+
+
+def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """Writes row `t` of `k` and `v` to block `slots[t] // bs`, offset `slots[t] % bs`.
+
+    Args:
+        k: `[T, Hkv, D]`; may be a strided view, last dimension contiguous.
+        v: shape and dtype of `k`.
+        k_cache: `[B, bs, Hkv, D]`, dtype of `k`; each block contiguous.
+        v_cache: shape and dtype of `k_cache`.
+        slots: `[T]` int32, each in `0..B*bs-1`, no two alike.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, or a slot lies outside the cache (CPU).
+
+    Source: Kwon et al. 2023, arXiv 2309.06180.
+    """
+    _check_caches(k_cache, v_cache, k, "k")
+    if k.dim() != 3 or k.shape[1:] != k_cache.shape[2:]:
+        raise ValueError(f"k: shape {tuple(k.shape)} does not fit k_cache {tuple(k_cache.shape)}")
+    if v.shape != k.shape or v.dtype != k.dtype:
+        raise ValueError(f"v: {tuple(v.shape)} {v.dtype} differs from k's {tuple(k.shape)}")
+    if slots.shape != k.shape[:1] or slots.dtype != torch.int32:
+        raise ValueError(f"slots: expected [{k.shape[0]}] int32, got {_describe(slots)}")
+    implementation("store_kv", k)(k, v, k_cache, v_cache, slots)
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cu_seqlens_q: Tensor,
+    seq_lens: Tensor,
+    block_table: Tensor,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """Causal attention of each sequence's newest tokens to all its tokens in the cache.
+
+    Rows `cu_seqlens_q[s]..cu_seqlens_q[s+1]` of `q` are the last tokens of sequence `s`: row `i` of
+    `n` stands at position `seq_lens[s] - n + i`, its own K and V already stored, and sees the
+    positions up to its own. On the CPU backend a row's result depends, to the last bit, only on
+    its own query and the keys and values it sees, not on how its sequence was chunked.
+
+    Args:
+        q: `[T, H, D]`, H a multiple of Hkv; may be a strided view, last dimension contiguous.
+        k_cache: `[B, bs, Hkv, D]`, dtype of `q`; each block contiguous.
+        v_cache: shape and dtype of `k_cache`.
+        cu_seqlens_q: `[S+1]` int32, from 0 to T, not decreasing.
+        seq_lens: `[S]` int32: tokens of each sequence in the cache, the queries' included.
+        block_table: `[S, M]` int32: position `p` of sequence `s` lies in block
+            `block_table[s, p // bs]` at offset `p % bs`.
+        scale: factor of the scores, usually `D ** -0.5`.
+        window: a query at position `p` sees only `p - window + 1..p`; None for all.
+
+    Returns:
+        `[T, H, D]`, contiguous, dtype of `q`.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, or (CPU) lengths or blocks out of range.
+
+    Source: Kwon et al. 2023, arXiv 2309.06180; online softmax of arXiv 1805.02867.
+    """
+    _check_caches(k_cache, v_cache, q, "q")
+    heads_kv, dim = k_cache.shape[2:]
+    if q.dim() != 3 or q.shape[2] != dim or q.shape[1] % heads_kv:
+        raise ValueError(f"q: shape {tuple(q.shape)} does not fit k_cache {tuple(k_cache.shape)}")
+    sequences = seq_lens.shape[0]
+    if seq_lens.dim() != 1 or seq_lens.dtype != torch.int32:
+        raise ValueError(f"seq_lens: expected [S] int32, got {_describe(seq_lens)}")
+    if cu_seqlens_q.shape != (sequences + 1,) or cu_seqlens_q.dtype != torch.int32:
+        raise ValueError(
+            f"cu_seqlens_q: expected [{sequences + 1}] int32, got {_describe(cu_seqlens_q)}"
+        )
+    if (
+        block_table.dim() != 2
+        or block_table.shape[0] != sequences
+        or block_table.dtype != torch.int32
+    ):
+        raise ValueError(
+            f"block_table: expected [{sequences}, M] int32, got {_describe(block_table)}"
+        )
+    if window is not None and window < 1:
+        raise ValueError(f"window: expected at least 1 or None, got {window}")
+    return implementation("paged_attention", q)(
+        q, k_cache, v_cache, cu_seqlens_q, seq_lens, block_table, scale, window
+    )
+
+
+def store_kv_reference(
+    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+) -> None:
+    """The specification of `store_kv`."""
+    block, offset = slots.long() // k_cache.shape[1], slots.long() % k_cache.shape[1]
+    k_cache[block, offset] = k
+    v_cache[block, offset] = v
+
+
+def paged_attention_reference(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cu_seqlens_q: Tensor,
+    seq_lens: Tensor,
+    block_table: Tensor,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """The specification of `paged_attention`."""
+    bounds, out, bs = cu_seqlens_q.tolist(), torch.empty_like(q), k_cache.shape[1]
+    for s, length in enumerate(seq_lens.tolist()):
+        rows = slice(bounds[s], bounds[s + 1])
+        blocks = block_table[s, : -(-length // bs)].long()
+        keys, values = (c[blocks].flatten(0, 1)[:length] for c in (k_cache, v_cache))
+        out[rows] = _attend(q[rows], keys, values, scale, window)
+    return out
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    """q `[n, H, D]`: the last n positions of k, v `[N, Hkv, D]`."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    group = q.shape[1] // k.shape[1]
+    q, k, v = q.to(wide), *(x.to(wide).repeat_interleave(group, dim=1) for x in (k, v))
+    scores = torch.einsum("nhd,mhd->hnm", q, k) * scale
+    n, m = scores.shape[1:]
+    behind = torch.arange(m - n, m, device=q.device)[:, None] - torch.arange(m, device=q.device)
+    hidden = behind < 0 if window is None else (behind < 0) | (behind >= window)
+    return torch.einsum("hnm,mhd->nhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
+
+
+def _check_caches(k_cache: Tensor, v_cache: Tensor, x: Tensor, name: str) -> None:
+    if k_cache.dim() != 4:
+        raise ValueError(f"k_cache: expected [B, bs, Hkv, D], got {tuple(k_cache.shape)}")
+    if v_cache.shape != k_cache.shape or v_cache.dtype != k_cache.dtype:
+        raise ValueError(f"v_cache: {_describe(v_cache)} differs from k_cache")
+    if k_cache.dtype != x.dtype or k_cache.device != x.device:
+        raise ValueError(
+            f"k_cache: {k_cache.dtype} on {k_cache.device} differs from {name}'s "
+            f"{x.dtype} on {x.device}"
+        )
+
+
+def _describe(x: Tensor) -> str:
+    return f"{tuple(x.shape)} {x.dtype}"
