@@ -14,11 +14,7 @@ def rotary_table(config: ModelConfig, device: torch.device) -> tuple[Tensor, Ten
     Returns:
         cos, sin: `[max_positions, head_dim / 2]` fp32 on `device`.
     """
-    steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
-    frequencies = 1.0 / config.rope_theta ** (steps / config.head_dim)
-    scale = 1.0
-    if config.rope_scaling is not None:
-        frequencies = config.rope_scaling.rescale(frequencies, config.rope_theta)
-        scale = config.rope_scaling.attention_scale
-    angles = torch.outer(torch.arange(config.max_positions, dtype=torch.float32), frequencies)
+    positions = torch.arange(config.max_positions, dtype=torch.float32)
+    angles = torch.outer(positions, config.rope_frequencies())
+    scale = config.rope_attention_scale
     return (angles.cos() * scale).to(device), (angles.sin() * scale).to(device)
