@@ -1,6 +1,19 @@
 """The operations. Each has one public function, a reference that specifies it, and backends."""
 
+from kernels.attention import Segments, attention, attention_reference
+from kernels.cross_entropy import (
+    cross_entropy_chunk_reference,
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+)
 from kernels.linear import linear, linear_reference
+from kernels.lora import (
+    LoraSlice,
+    lora_add_,
+    lora_add__reference,
+    lora_linear,
+    lora_linear_reference,
+)
 from kernels.norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from kernels.paged_attention import (
     paged_attention,
@@ -12,10 +25,21 @@ from kernels.rope import rope, rope_reference
 from kernels.swiglu import swiglu, swiglu_reference
 
 __all__ = [
+    "LoraSlice",
+    "Segments",
     "add_rms_norm",
     "add_rms_norm_reference",
+    "attention",
+    "attention_reference",
+    "cross_entropy_chunk_reference",
     "linear",
+    "linear_cross_entropy",
+    "linear_cross_entropy_reference",
     "linear_reference",
+    "lora_add_",
+    "lora_add__reference",
+    "lora_linear",
+    "lora_linear_reference",
     "paged_attention",
     "paged_attention_reference",
     "rms_norm",

@@ -1,0 +1,131 @@
+"""Output head and cross-entropy in one op, without ever holding all logits.
+
+The head is frozen, so only the gradient of the hidden states is needed: it is computed beside the
+loss, chunk by chunk, and each chunk's logits become their own gradient in place (the idea of Liger
+Kernel, arXiv 2410.10989, without its weight gradient and with chunks sized by memory).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.dispatch import implementation
+
+IGNORED = -100
+_LOGIT_BYTES = 64 << 20
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum of the tokens' cross-entropies, differentiable in `hidden`.
+
+    Args:
+        hidden: `[T, D]`.
+        weight: `[V, D]`, the output head, same dtype, frozen.
+        targets: `[T]` int64; rows with -100 are ignored and cost nothing.
+        weights: `[T]` fp32 factor of each token's loss, or None for 1.
+        label_smoothing: share of the target mass spread evenly over the vocabulary, in [0, 1].
+
+    Returns:
+        The sum of the losses in nats (scalar, fp32; float64 for float64), and `[T]` of the same
+        dtype the targets' log-probabilities, 0 where ignored, which carry no gradient.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, or `weight` wants a gradient.
+    """
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(f"hidden: shape {list(hidden.shape)} does not fit {list(weight.shape)}")
+    if weight.dtype != hidden.dtype:
+        raise ValueError(f"weight: dtype {weight.dtype} differs from hidden's {hidden.dtype}")
+    if weight.requires_grad:
+        raise ValueError("weight: must be frozen (requires_grad_(False))")
+    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(f"targets: expected int64 [T], got {targets.dtype} {list(targets.shape)}")
+    if weights is not None and weights.shape != targets.shape:
+        raise ValueError(f"weights: expected {list(targets.shape)}, got {list(weights.shape)}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing: must be in [0, 1], got {label_smoothing}")
+    return _LinearCrossEntropy.apply(hidden, weight, targets, weights, label_smoothing)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        label_smoothing: float,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        kept = (targets != IGNORED).nonzero().squeeze(1)
+        logprobs = torch.zeros(targets.shape, dtype=wide, device=hidden.device)
+        gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        losses = torch.zeros((), dtype=wide, device=hidden.device)
+        one_chunk = implementation("cross_entropy_chunk", hidden)
+        for rows in kept.split(max(1, _LOGIT_BYTES // (len(weight) * hidden.element_size()))):
+            logits = hidden[rows] @ weight.T
+            factor = None if weights is None else weights[rows].to(wide)
+            loss, logprob = one_chunk(
+                logits, targets[rows], factor, label_smoothing, gradient is not None
+            )
+            losses += loss.sum()
+            logprobs[rows] = logprob
+            if gradient is not None:
+                gradient[rows] = logits @ weight
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(logprobs)
+        return losses, logprobs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad.to(gradient.dtype), None, None, None, None
+
+
+def cross_entropy_chunk_reference(
+    logits: Tensor, targets: Tensor, weights: Tensor | None, label_smoothing: float, grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Losses and target log-probabilities, `[R]` each, of one chunk's logits `[R, V]`.
+
+    With `grad` the logits are replaced by the gradient of the losses' sum; else they are scratch.
+    """
+    logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    chosen = logprobs.gather(1, targets[:, None]).squeeze(1)
+    losses = -(1 - label_smoothing) * chosen - label_smoothing * logprobs.mean(-1)
+    if grad:
+        change = logprobs.exp_().sub_(label_smoothing / logits.shape[1])
+        change.scatter_add_(
+            1, targets[:, None], chosen.new_full((len(chosen), 1), label_smoothing - 1)
+        )
+        logits.copy_(change if weights is None else change.mul_(weights[:, None]))
+    return losses if weights is None else losses * weights, chosen
+
+
+def linear_cross_entropy_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """The specification of `linear_cross_entropy`."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    logprobs = (hidden @ weight.T).to(wide).log_softmax(-1)
+    kept = targets != IGNORED
+    chosen = logprobs.gather(1, targets.clamp_min(0)[:, None]).squeeze(1)
+    losses = F.cross_entropy(
+        logprobs, targets, reduction="none", label_smoothing=label_smoothing, ignore_index=IGNORED
+    )
+    loss = (losses if weights is None else losses * weights).sum()
+    return loss, torch.where(kept, chosen.detach(), 0.0)

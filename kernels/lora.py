@@ -1,0 +1,192 @@
+"""Low-rank updates of a linear layer: Y = X Wᵀ + b + scale (X Aᵀ) Bᵀ (LoRA, arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.dispatch import implementation
+
+
+@dataclass(frozen=True, eq=False)
+class LoraSlice:
+    """One projection's update, of columns `start` to `start + n - 1` of a fused linear layer.
+
+    Args:
+        a: `[r, K]`.
+        b: `[n, r]`.
+        start: first column that the update adds to.
+        scale: factor on the update, `alpha / r` or `alpha / sqrt(r)`.
+    """
+
+    a: Tensor
+    b: Tensor
+    start: int
+    scale: float
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora: Sequence[LoraSlice],
+    *,
+    dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Frozen linear layer with low-rank updates, differentiable in `x` and each `a` and `b`.
+
+    Args:
+        x: `[T, K]`.
+        weight: `[N, K]`, same dtype, frozen.
+        bias: `[N]`, same dtype, frozen, or None.
+        lora: the updates; `a` and `b` may be fp32 beside a bf16 `x`: they are cast for the products
+            and their gradients come back in their own dtype. Column ranges must not overlap.
+        dropout: probability with which each update drops each element of `x` (each its own draw;
+            the base product sees all of `x`).
+        generator: source of the draws, on the device of `x`.
+
+    Returns:
+        `[T, N]`, dtype of `x`.
+
+    Raises:
+        ValueError: shapes do not fit, `weight` or `bias` wants a gradient, bad `dropout`.
+    """
+    _check(x, weight.shape[0], lora)
+    if weight.dim() != 2 or weight.shape[1] != x.shape[1] or weight.dtype != x.dtype:
+        raise ValueError(
+            f"weight: {weight.dtype} {list(weight.shape)} does not fit x {list(x.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: shape {list(bias.shape)} does not fit weight {list(weight.shape)}")
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        raise ValueError("weight: must be frozen (requires_grad_(False)), and bias with it")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout: must be in [0, 1), got {dropout}")
+    if not lora:
+        return F.linear(x, weight, bias)
+    masks = _keep_masks(x, len(lora), dropout, generator)
+    tensors = [t for part in lora for t in (part.a, part.b)]
+    return _LoraLinear.apply(x, weight, bias, lora, masks, *tensors)
+
+
+def lora_add_(y: Tensor, x: Tensor, lora: Sequence[LoraSlice]) -> Tensor:
+    """Adds the updates to a linear layer's output, in place, without gradients.
+
+    Args:
+        y: `[T, N]`, the layer's output; rows may be strided.
+        x: `[T, K]`, its input, same dtype; rows may be strided.
+        lora: the updates; `a` and `b` in the dtype of `x` or fp32.
+
+    Returns:
+        `y`. On the CPU backend each row depends on its own row of `x` and `y` alone.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    _check(x, y.shape[-1], lora)
+    if y.dim() != 2 or y.shape[0] != x.shape[0] or y.dtype != x.dtype:
+        raise ValueError(f"y: {y.dtype} {list(y.shape)} does not fit x {x.dtype} {list(x.shape)}")
+    return implementation("lora_add_", x)(y, x, lora)
+
+
+def _check(x: Tensor, columns: int, lora: Sequence[LoraSlice]) -> None:
+    if x.dim() != 2:
+        raise ValueError(f"x: expected [T, K], got {list(x.shape)}")
+    for i, part in enumerate(lora):
+        if part.a.dim() != 2 or part.a.shape[1] != x.shape[1]:
+            raise ValueError(
+                f"lora[{i}].a: shape {list(part.a.shape)} does not fit x {list(x.shape)}"
+            )
+        if part.b.dim() != 2 or part.b.shape[1] != part.a.shape[0]:
+            raise ValueError(f"lora[{i}].b: shape {list(part.b.shape)} does not fit its a")
+        if not 0 <= part.start <= columns - part.b.shape[0]:
+            raise ValueError(
+                f"lora[{i}].start: columns {part.start} to {part.start + part.b.shape[0]} "
+                f"are not all among the layer's {columns}"
+            )
+
+
+def _keep_masks(
+    x: Tensor, count: int, dropout: float, generator: torch.Generator | None
+) -> list[Tensor] | None:
+    """One mask per update, 1 / (1 - dropout) where an element of `x` is kept and 0 elsewhere."""
+    if dropout == 0.0:
+        return None
+    keep = 1.0 - dropout
+    return [
+        torch.empty_like(x, requires_grad=False).bernoulli_(keep, generator=generator).div_(keep)
+        for _ in range(count)
+    ]
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora: Sequence[LoraSlice],
+        masks: list[Tensor] | None,
+        *tensors: Tensor,
+    ) -> Tensor:
+        y = F.linear(x, weight, bias)
+        inner = []  # S = dropped(X) Aᵀ of each update, [T, r]
+        for i, part in enumerate(lora):
+            s = (x if masks is None else x * masks[i]) @ part.a.to(x.dtype).T
+            y[:, part.start : part.start + len(part.b)].addmm_(
+                s, part.b.to(x.dtype).T, alpha=part.scale
+            )
+            inner.append(s)
+        ctx.save_for_backward(x, weight, *inner, *tensors)
+        ctx.lora = [(part.start, part.scale) for part in lora]
+        ctx.masks = masks
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *rest = ctx.saved_tensors
+        count = len(ctx.lora)
+        dx = dy @ weight if ctx.needs_input_grad[0] else None
+        grads: list[Tensor] = []
+        for i, (start, scale) in enumerate(ctx.lora):
+            s, a, b = rest[i], rest[count + 2 * i], rest[count + 2 * i + 1]
+            part = dy[:, start : start + len(b)]
+            ds = part @ (b * scale).to(x.dtype)
+            dropped = x if ctx.masks is None else x * ctx.masks[i]
+            grads += [(ds.T @ dropped).to(a.dtype), (part.T @ s).to(b.dtype).mul_(scale)]
+            if dx is not None:
+                update = ds @ a.to(x.dtype)
+                dx += update if ctx.masks is None else update * ctx.masks[i]
+        return dx, None, None, None, None, *grads
+
+
+def lora_linear_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora: Sequence[LoraSlice],
+    masks: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """The specification of `lora_linear`; `masks[i]` `[T, K]` multiplies what update i sees."""
+    y = F.linear(x, weight, bias)
+    for i, part in enumerate(lora):
+        dropped = x if masks is None else x * masks[i]
+        update = part.scale * (dropped @ part.a.to(x.dtype).T) @ part.b.to(x.dtype).T
+        y = y + F.pad(update, (part.start, y.shape[1] - part.start - update.shape[1]))
+    return y
+
+
+def lora_add__reference(y: Tensor, x: Tensor, lora: Sequence[LoraSlice]) -> Tensor:
+    """The specification of `lora_add_`."""
+    for part in lora:
+        inner = x @ part.a.to(x.dtype).T
+        columns = y[:, part.start : part.start + len(part.b)]
+        columns += part.scale * (inner @ part.b.to(x.dtype).T)
+    return y
