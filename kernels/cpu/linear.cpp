@@ -3,7 +3,8 @@
 // Each output is one dot product of two K-contiguous rows, accumulated in 16 lanes in the order of K
 // and reduced by a fixed tree, so it depends on its own row alone: not on T, threads or tiles.
 // W is read in its natural layout; nothing is packed or copied. A tile of 6 x 4 outputs keeps 24
-// accumulators in registers; a block of W rows stays in L1 while X streams past it from L2.
+// accumulators in registers; a block of W rows stays in L1 while X streams past it from L2, and the
+// block after it is prefetched meanwhile: at few rows the memory's bandwidth is the limit.
 
 #include <nanobind/nanobind.h>
 
@@ -57,6 +58,15 @@ inline vec4 sum4(vec a, vec b, vec c, vec d) {
 #endif
 }
 
+inline void store4(float* y, vec4 v) { std::memcpy(y, &v, sizeof v); }
+inline void store4(bf16* y, vec4 v) {
+#if defined(__AVX512BF16__)
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(y), (__m128i)_mm_cvtneps_pbh((__m128)v));
+#else
+  for (int j = 0; j < 4; ++j) y[j] = from_float<bf16>(v[j]);
+#endif
+}
+
 template <typename T>
 struct Problem {
   const T* x;
@@ -68,9 +78,10 @@ struct Problem {
 
 constexpr int kTileRows = 6, kTileCols = 4;
 
-// Rows m..m+R, columns n..n+C (C <= 4; missing columns repeat the last row of W and are not stored).
+// Rows m..m+R, columns n..n+cols (cols <= 4; missing ones repeat W's last row and are not stored).
+// `ahead`, where not null, is four rows of W to prefetch.
 template <int R, typename T, typename Out>
-inline void tile(const Problem<T>& p, int64_t m, int64_t n, int64_t cols) {
+inline void tile(const Problem<T>& p, int64_t m, int64_t n, int64_t cols, const T* ahead) {
   constexpr int64_t step = step_of<T>();
   const T* x[R];
   const T* w[kTileCols];
@@ -90,26 +101,39 @@ inline void tile(const Problem<T>& p, int64_t m, int64_t n, int64_t cols) {
     }
   };
   int64_t k = 0;
-  for (; k + step <= p.k; k += step) advance([&](const T* row) { return load_step(row + k); });
+  for (; k + step <= p.k; k += step) {
+    if (ahead)
+#pragma GCC unroll 8
+      for (int j = 0; j < kTileCols; ++j) __builtin_prefetch(ahead + j * p.k + k, 0, 2);
+    advance([&](const T* row) { return load_step(row + k); });
+  }
   if (k < p.k) advance([&](const T* row) { return load_step(row + k, p.k - k); });
 
+  vec4 bias{};
+  if (p.bias)
+    for (int64_t j = 0; j < cols; ++j) bias[j] = to_float(p.bias[n + j]);
+#pragma GCC unroll 8
   for (int i = 0; i < R; ++i) {
-    const vec4 sums = sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
+    const vec4 sums = sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]) + bias;
     Out* y = static_cast<Out*>(p.y) + (m + i) * p.y_stride + n;
-    for (int64_t j = 0; j < cols; ++j)
-      y[j] = from_float<Out>(p.bias ? sums[j] + to_float(p.bias[n + j]) : sums[j]);
+    if (cols == kTileCols) {
+      store4(y, sums);
+    } else {
+      for (int64_t j = 0; j < cols; ++j) y[j] = from_float<Out>(sums[j]);
+    }
   }
 }
 
 template <typename T, typename Out>
-void tile_rows(const Problem<T>& p, int64_t m, int64_t rows, int64_t n, int64_t cols) {
+void tile_rows(const Problem<T>& p, int64_t m, int64_t rows, int64_t n, int64_t cols,
+               const T* ahead) {
   switch (rows) {
-    case 1: return tile<1, T, Out>(p, m, n, cols);
-    case 2: return tile<2, T, Out>(p, m, n, cols);
-    case 3: return tile<3, T, Out>(p, m, n, cols);
-    case 4: return tile<4, T, Out>(p, m, n, cols);
-    case 5: return tile<5, T, Out>(p, m, n, cols);
-    default: return tile<6, T, Out>(p, m, n, cols);
+    case 1: return tile<1, T, Out>(p, m, n, cols, ahead);
+    case 2: return tile<2, T, Out>(p, m, n, cols, ahead);
+    case 3: return tile<3, T, Out>(p, m, n, cols, ahead);
+    case 4: return tile<4, T, Out>(p, m, n, cols, ahead);
+    case 5: return tile<5, T, Out>(p, m, n, cols, ahead);
+    default: return tile<6, T, Out>(p, m, n, cols, ahead);
   }
 }
 
@@ -126,9 +150,12 @@ void run(const Problem<T>& p) {
       for (int64_t n0 = begin; n0 < end; n0 += col_block) {
         const int64_t n1 = std::min(end, n0 + col_block);
         for (int64_t m = m0; m < m1; m += kTileRows)
-          for (int64_t n = n0; n < n1; n += kTileCols)
+          for (int64_t n = n0; n < n1; n += kTileCols) {
+            const bool fetch = m == m0 && n + col_block + kTileCols <= p.n;
             tile_rows<T, Out>(p, m, std::min<int64_t>(kTileRows, m1 - m), n,
-                              std::min<int64_t>(kTileCols, n1 - n));
+                              std::min<int64_t>(kTileCols, n1 - n),
+                              fetch ? p.w + (n + col_block) * p.k : nullptr);
+          }
       }
     }
   });
