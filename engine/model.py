@@ -63,7 +63,12 @@ class Llama:
     """
 
     def __init__(
-        self, config: ModelConfig, embedding: Tensor, layers: list[Layer], norm: Tensor, head: Tensor
+        self,
+        config: ModelConfig,
+        embedding: Tensor,
+        layers: list[Layer],
+        norm: Tensor,
+        head: Tensor,
     ) -> None:
         self.config = config
         self.embedding = embedding
@@ -116,7 +121,9 @@ class Llama:
         normed = rms_norm(residual, self.layers[0].attn_norm, self.config.rms_norm_eps)
         for index in range(len(self.layers)):
 
-            def block(normed: Tensor, residual: Tensor, index: int = index) -> tuple[Tensor, Tensor]:
+            def block(
+                normed: Tensor, residual: Tensor, index: int = index
+            ) -> tuple[Tensor, Tensor]:
                 return self._block(index, normed, residual, positions, attend, lora)
 
             if checkpoint:
@@ -181,7 +188,9 @@ def _load_layer(reader: _Reader, config: ModelConfig, index: int) -> Layer:
     return Layer(
         attn_norm=reader.one(f"model.layers.{index}.input_layernorm.weight"),
         qkv=reader.stacked([f"{name}.weight" for name in qkv]),
-        qkv_bias=reader.stacked([f"{name}.bias" for name in qkv]) if config.attention_bias else None,
+        qkv_bias=reader.stacked([f"{name}.bias" for name in qkv])
+        if config.attention_bias
+        else None,
         q_norm=reader.one(f"{attn}q_norm.weight") if config.qk_norm else None,
         k_norm=reader.one(f"{attn}k_norm.weight") if config.qk_norm else None,
         o=reader.one(f"{attn}o_proj.weight"),
@@ -193,7 +202,7 @@ def _load_layer(reader: _Reader, config: ModelConfig, index: int) -> Layer:
 
 
 class _Reader:
-    """Copies stored tensors into new ones, so that at most one stored tensor is alive at a time."""
+    """Reads stored tensors straight into the model's own, piece by piece."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         self.checkpoint = checkpoint
@@ -209,5 +218,5 @@ class _Reader:
         shape = (sum(rows), *self.shapes[names[0]][1:])
         out = torch.empty(shape, dtype=self.dtype, device=self.device)
         for name, part in zip(names, out.split(rows), strict=True):
-            part.copy_(self.checkpoint.read(name))
+            self.checkpoint.read_into(name, part)
         return out
