@@ -1,8 +1,8 @@
 """A Llama-style decoder in one sitting: weights, and one forward pass for inference and training.
 
-What differs between the two is handed in: `attend` knows where keys and values live (the paged cache
-or the packed batch itself), `lora` knows which rows carry which adapter. q, k, v and gate, up are
-stored as one fused matrix each.
+What differs between the two is handed in: `attend` knows where keys and values live (the paged
+cache or the packed batch itself), `lora` knows which rows carry which adapter. q, k, v and gate, up
+are stored as one fused matrix each.
 """
 
 from __future__ import annotations
