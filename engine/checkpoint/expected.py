@@ -48,7 +48,7 @@ def _layer_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def problems(checkpoint: Checkpoint) -> list[str]:
     """One line for each tensor that is missing, surplus, misshapen or of an unreadable type."""
-    required = required_shapes(checkpoint.config)
+    architecture, required = checkpoint.config.architecture, required_shapes(checkpoint.config)
     found = []
     for name, shape in required.items():
         stored = checkpoint.stored.get(name)
@@ -68,8 +68,8 @@ def problems(checkpoint: Checkpoint) -> list[str]:
         tied_head = name == "lm_head.weight" and checkpoint.config.tie_word_embeddings
         if name not in required and not tied_head and not _DERIVED.search(name):
             found.append(
-                f"{stored.file}: tensor {name} has no place in this {checkpoint.config.architecture} "
-                "model; the engine would not compute what it was trained for"
+                f"{stored.file}: tensor {name} has no place in this {architecture} model; "
+                "the engine would not compute what it was trained for"
             )
     return found
 

@@ -54,4 +54,7 @@ def _explain(name: str, revision: str | None, error: Exception) -> str:
             "the download; unset it once, or give a folder"
         )
     reason = str(error).strip().split("\n")[0]
-    return f"{name}: cannot be fetched from {constants.ENDPOINT} ({reason}); try again or give a folder"
+    return (
+        f"{name}: cannot be fetched from {constants.ENDPOINT} ({reason}); "
+        "try again later, or give a folder"
+    )
