@@ -22,10 +22,22 @@ from kernels.paged_attention import (
     store_kv_reference,
 )
 from kernels.rope import rope, rope_reference
+from kernels.sampling import (
+    Biases,
+    IdLists,
+    SampleParams,
+    sample,
+    sample_reference,
+    top_logprobs,
+    top_logprobs_reference,
+)
 from kernels.swiglu import swiglu, swiglu_reference
 
 __all__ = [
+    "Biases",
+    "IdLists",
     "LoraSlice",
+    "SampleParams",
     "Segments",
     "add_rms_norm",
     "add_rms_norm_reference",
@@ -46,8 +58,12 @@ __all__ = [
     "rms_norm_reference",
     "rope",
     "rope_reference",
+    "sample",
+    "sample_reference",
     "store_kv",
     "store_kv_reference",
     "swiglu",
     "swiglu_reference",
+    "top_logprobs",
+    "top_logprobs_reference",
 ]

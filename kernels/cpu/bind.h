@@ -12,6 +12,8 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+void bind_attention(nanobind::module_& m);
 void bind_linear(nanobind::module_& m);
+void bind_sampling(nanobind::module_& m);
 
 }  // namespace selfguide
