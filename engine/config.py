@@ -193,12 +193,13 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
     feature that the engine lacks (quantised weights, other activations, partial rotation ...) and
     for keys that are missing or make no sense.
     """
-    family = FAMILIES.get(values.get("model_type", ""))
-    if family is None:
+    architecture = values.get("model_type")
+    if not isinstance(architecture, str) or architecture not in FAMILIES:
         raise CheckpointError(
-            f"{where}: model_type {values.get('model_type')!r} is not supported; "
+            f"{where}: model_type {architecture!r} is not supported; "
             f"use one of: {', '.join(FAMILIES)}"
         )
+    family = FAMILIES[architecture]
     json = _Json(values, where, family.defaults or {})
     _refuse_unsupported(json)
     num_layers, num_heads = json.integer("num_hidden_layers"), json.integer("num_attention_heads")
@@ -209,7 +210,7 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
     attention_bias, output_bias = family.biases(json)
     try:
         return ModelConfig(
-            architecture=values["model_type"],
+            architecture=architecture,
             vocab_size=json.integer("vocab_size"),
             hidden_size=hidden_size,
             intermediate_size=json.integer("intermediate_size"),

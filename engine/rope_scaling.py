@@ -195,7 +195,7 @@ def rope_scaling_from_hf(
     kind = fields.get("rope_type", fields.get("type", "default"))
     if kind == "default":
         return None
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise CheckpointError(
             f"{where}: rope type {kind!r} is not supported; use a model with one of: default, "
             + ", ".join(_KINDS)

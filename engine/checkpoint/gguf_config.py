@@ -137,7 +137,7 @@ def _rope_scaling(head: GgufHead, keys: _Keys) -> RopeScaling | None:
 
 
 def _end_tokens(metadata: Mapping[str, Any]) -> tuple[int, ...]:
-    """End of text and end of turn: a chat model stops at either."""
-    names = ("eos", "eot")
+    """End of text, of turn and of message: a chat model stops at any of them."""
+    names = ("eos", "eot", "eom")
     ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in names]
     return tuple(dict.fromkeys(token for token in ids if token is not None))
