@@ -88,10 +88,7 @@ def _byte_level(
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _SPLITS[pre]),
-            pre_tokenizers.ByteLevel(
-                add_prefix_space=bool(fields.get("tokenizer.ggml.add_space_prefix", False)),
-                use_regex=False,
-            ),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 from engine.chat import ChatTemplate, Messages
 from engine.detokenizer import Decoding
 from engine.errors import TokenizerError
+from engine.files import write_atomic, write_json
 from engine.gguf_vocabulary import adds_bos, build_backend
 from engine.tokenizer_folder import frame, read_folder
 
@@ -141,8 +142,6 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, as transformers reads them."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         prefix, suffix = self._frame
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -153,9 +152,8 @@ class Tokenizer:
         }
         if self._template is not None:
             config["chat_template"] = self._template
-        self._backend.save(str(folder / "tokenizer.json"))
-        text = json.dumps(config, ensure_ascii=False, indent=2)
-        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        write_atomic(Path(folder) / "tokenizer.json", self._backend.to_str(pretty=True).encode())
+        write_json(Path(folder) / "tokenizer_config.json", config)
 
     @cached_property
     def _chat(self) -> ChatTemplate:

@@ -113,7 +113,7 @@ def _add_tokens(backend: Tokenizer, config: Mapping[str, Any], folder: Path) -> 
             )
     known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     for token in filter(None, special):
-        text = _text(token)
+        text = str(_text(token))
         backend.add_special_tokens([known.get(text) or _added_token(token, special=True)])
 
 

@@ -188,3 +188,32 @@ def _write_config(folder: Path, defaults: dict[str, Any], overrides: dict[str, A
     config = {key: value for key, value in {**defaults, **overrides}.items() if value is not None}
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(config, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+def nasty_texts() -> list[str]:
+    """Texts that tokenizers get wrong: all planes, joiners, whitespace, controls, lookalikes."""
+    planes = ["".join(chr(plane * 0x10000 + at) for at in range(start, start + 40))
+              for plane in range(17) for start in (0x20, 0x3400, 0xFF00)]  # fmt: skip
+    blocks = ["".join(map(chr, range(start, start + 64))) for start in range(0, 0x3400, 64)]
+    special = ["<s>", "</s>", "<unk>", "<|im_start|>", "<|endoftext|>", "<|begin_of_text|>"]
+    return [
+        *planes,
+        *blocks,
+        *(f"{token}{space}a {token}{token} b{space}{token}" for token in special
+          for space in ("", " ", "  ", "\n")),
+        "<|im_start", "<|im_end|", "<<s>>", "< s >", "<0x41>", "<0xE2><0x82><0xAC>",
+        "", " ", "  ", "   ", " a", "  a", "a ", "a  ", "a   b", " " * 333 + "x", "x" + " " * 333,
+        "\t", "\t\tx\t y", "\r\n", "a\r\n\r\n  b\n\n\nc\r\rd", " \n \n ", "\n", "x\n", "\nx",
+        "▁", "▁▁x", "x▁y", " ▁ x", "Ġthe", "Ċ", "\u00a0x\u2003y\u200b\u202fz\u3000",
+        "\0", "a\0b", "\ufeffBOM", "x\ufeff", "\ufffd", "\uffff", "\U0010ffff", "\x01\x7f\x85",
+        "👩‍👩‍👧‍👦", "🏳️‍🌈🏴‍☠️", "👍🏽👍🏿", "🇩🇪🇫🇷", "1️⃣#️⃣", "😀😀😀",
+        "é e\u0301 ḍ̇ q̣̇", "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢L", "한국어 \u1112\u1161\u11ab", "ﬁ ﬂ Å Å ½ ² ①",
+        "שָׁלוֹם עֲלֵיכֶם", "السَّلامُ ١٢٣", "\u202eabc\u202c", "नमस्ते",
+        "ไทยไม่มีช่องว่าง", "日本語テキスト。中文",
+        "0123456789" * 12, "1 22 333 4444 55555", "3.14159,26", "٣٤٥ ⅷ", "x1y22z333",
+        "don't I'LL we'Ve 'S 'd 're's", "it’s", "a" * 3000, "the" * 700, "ab" * 500,
+        "é" * 400, "-" * 300,
+        "def f(x):\n    return x**2  # ok\n\n\tif True:\n\t\tpass", "http://a.b/c?d=e&f=%20",
+        "{\"k\": [1, 2.5e-3, null]}", "!!!???...", "~~~ ^^ $$ += <= => ||", "I x ß ſ K",
+        *corpus()[:40],
+    ]  # fmt: skip
