@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import safetensors.torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.errors import AdapterError
-from engine.files import write_atomic
+from engine.files import write_atomic, write_json
 from engine.lora import Adapter, Key, LoraPair, module_name, target_shape
 from engine.peft_config import PeftSettings, settings_of
 
@@ -66,9 +65,8 @@ def save_adapter(adapter: Adapter, folder: str | Path, base_model: str) -> None:
     for key, pair in adapter.pairs.items():
         tensors[_tensor_name(key, "A")] = pair.a.detach().cpu().contiguous()
         tensors[_tensor_name(key, "B")] = pair.b.detach().cpu().contiguous()
-    settings = json.dumps(settings_of(adapter, base_model), indent=2) + "\n"
     write_atomic(folder / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
-    write_atomic(folder / CONFIG_FILE, settings.encode())
+    write_json(folder / CONFIG_FILE, settings_of(adapter, base_model))
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -114,4 +112,4 @@ def _tensor_name(key: Key, matrix: str) -> str:
 
 
 def _and_more(count: int) -> str:
-    return f" (nor have {count - 1} more)" if count > 1 else ""
+    return f" (and {count - 1} more have none)" if count > 1 else ""
