@@ -9,7 +9,7 @@ from engine.config import ModelConfig
 from engine.errors import CheckpointError
 
 # Old exports carry these; they follow from the config.
-_DERIVED = re.compile(r"rotary_emb\.inv_freq$|masked_bias$|^rope_freqs\.weight$|attn_rot_embd")
+_DERIVED = re.compile(r"rotary_emb\.inv_freq$|masked_bias$|attn_rot_embd")
 
 
 def required_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -47,13 +47,18 @@ class GgufCheckpoint(Checkpoint):
     def __init__(self, file: Path) -> None:
         head = read_head(file)
         parts = head.metadata.get("split.count", 1)
-        if parts > 1:
+        if parts not in (0, 1):
             raise CheckpointError(
-                f"{file}: one of {parts} parts; join them (llama-gguf-split --merge)"
+                f"{file}: split.count is {parts!r}, this is one part of a model; "
+                "join the parts (llama-gguf-split --merge)"
             )
         self.metadata = head.metadata
         config = config_from_gguf(head, str(file))
-        stored = {_hf_name(name): tensor for name, tensor in head.tensors.items()}
+        stored = {
+            _hf_name(name): tensor
+            for name, tensor in head.tensors.items()
+            if name != "rope_freqs.weight"  # the config has it
+        }
         super().__init__(file, file, config, stored)
 
     def tokenizer(self) -> Tokenizer:

@@ -39,7 +39,8 @@ def config_from_gguf(head: GgufHead, where: str) -> ModelConfig:
     layers = keys.integer("block_count")
     head_dim = keys.integer("attention.key_length", hidden // heads)
     _refuse_unsupported(keys, head_dim)
-    window = keys.get("attention.sliding_window")
+    window_key = "attention.sliding_window"
+    window = keys.integer(window_key) if keys.get(window_key) else None
     tensors = head.tensors
     try:
         return ModelConfig(
@@ -59,9 +60,9 @@ def config_from_gguf(head: GgufHead, where: str) -> ModelConfig:
             attention_bias="blk.0.attn_q.bias" in tensors,
             output_bias="blk.0.attn_output.bias" in tensors,
             qk_norm=architecture == "qwen3",
-            layer_windows=(window or None,) * layers,
-            bos_token_id=head.metadata.get("tokenizer.ggml.bos_token_id"),
-            eos_token_ids=_end_tokens(head.metadata),
+            layer_windows=(window,) * layers,
+            bos_token_id=keys.token("bos"),
+            eos_token_ids=_end_tokens(keys),
         )
     except CheckpointError as error:
         raise error if str(error).startswith(where) else keys.error(str(error)) from None
@@ -94,6 +95,13 @@ class _Keys:
         if not isinstance(value, int | float) or not value > 0:
             raise self.error(f"{self.architecture}.{key} must be a positive number, not {value!r}")
         return float(str(np.float32(value)))
+
+    def token(self, name: str) -> int | None:
+        key = f"tokenizer.ggml.{name}_token_id"
+        value = self.metadata.get(key)
+        if value is not None and not isinstance(value, int):
+            raise self.error(f"{key} must be a token id, not {value!r}")
+        return value
 
     def error(self, text: str) -> CheckpointError:
         return CheckpointError(f"{self.where}: {text}")
@@ -136,8 +144,7 @@ def _rope_scaling(head: GgufHead, keys: _Keys) -> RopeScaling | None:
     return None
 
 
-def _end_tokens(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+def _end_tokens(keys: _Keys) -> tuple[int, ...]:
     """End of text, of turn and of message: a chat model stops at any of them."""
-    names = ("eos", "eot", "eom")
-    ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in names]
+    ids = [keys.token(name) for name in ("eos", "eot", "eom")]
     return tuple(dict.fromkeys(token for token in ids if token is not None))
