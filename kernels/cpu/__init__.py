@@ -1,4 +1,4 @@
-"""The C++ backend: picks the build for this machine's instruction set, or says why there is none."""
+"""The C++ backend: the best build for this machine's instruction set, or why there is none."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from types import ModuleType
 import torch  # its OpenMP runtime must be loaded before ours, so that both share one thread pool
 
 
-def _candidates() -> list[str]:
-    """Names of the builds this CPU can run, fastest first."""
+def candidates() -> list[str]:
+    """Module names of the builds this CPU can run, fastest first."""
     capability = torch.backends.cpu.get_cpu_capability()
     names = ["_portable"]
     if capability in ("AVX2", "AVX512"):
@@ -21,7 +21,7 @@ def _candidates() -> list[str]:
 
 def _load() -> tuple[ModuleType | None, str]:
     missing = "not built: install a C++ compiler (GCC or Clang), then reinstall selfguide"
-    for name in _candidates():
+    for name in candidates():
         try:
             return importlib.import_module(f"{__name__}.{name}"), f"active, {name[1:]} build"
         except ModuleNotFoundError:

@@ -97,7 +97,9 @@ void weigh_each(const float* x, int64_t n, float threshold, float peak, float sc
   weights.resize((n + kLanes - 1) / kLanes * kLanes);
   for (int64_t i = 0; i < n; i += kLanes) {
     const vec v = load_row(x, i, n);
-    store(weights.data() + i, v < threshold ? vec{} : weight(v, peak, scale));
+    store(weights.data() + i, map(v, weight(v, peak, scale), [=](piece a, piece w) {
+            return a < piece{} + threshold ? piece{} : w;
+          }));
   }
 }
 
@@ -161,8 +163,9 @@ float nucleus_threshold(const Filters& f, float kth, float peak, double total, S
     if (s.found.values[i] >= kth) s.values.push_back(s.found.values[i]);
   const int64_t n = int64_t(s.values.size());
   weigh_each(s.values.data(), n, -kInfinity, peak, 1 / f.temperature, s.weights);
-  if (f.top_k) total = std::accumulate(s.weights.begin(), s.weights.begin() + n, 0.0);
-  return weighted_threshold(s.values, s.weights, f.top_p * total);
+  s.weights.resize(n);
+  if (f.top_k) total = std::accumulate(s.weights.begin(), s.weights.end(), 0.0);
+  return weighted_threshold(s.values, s.weights, f.top_p * total, peak, 1 / f.temperature);
 }
 
 // Leaves in s.found a superset of what the filters keep; returns the smallest logit they keep.

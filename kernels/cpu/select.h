@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <limits>
 #include <vector>
@@ -51,7 +52,7 @@ class Selector {
       vec block = splat(-kInfinity);
       for (int64_t i = begin; i < std::min(n, begin + kBlock); i += kLanes) {
         const vec v = load_row(row, i, n);
-        nan = v == v ? nan : v;
+        nan = map(nan, v, [](piece a, piece b) { return b == b ? a : b; });
         block = max(block, v);
       }
       store(group_maxima.data() + begin / kBlock * kLanes, block);
@@ -113,15 +114,16 @@ inline void Selector::collect(const float* row, int64_t n, float bound, Candidat
 }
 
 // The largest value v for which the weights of all values >= v sum to `target` or more (the largest
-// value of all if target <= 0): a quickselect by weight. Permutes its arguments.
-inline float weighted_threshold(std::vector<float>& values, std::vector<float>& weights,
-                                double target) {
+// value of all if target <= 0; the smallest if rounding lets no sum reach it): a quickselect.
+// `values` must not be empty. Permutes its arguments.
+inline float weighted_quickselect(std::vector<float>& values, std::vector<float>& weights,
+                                  double target) {
+  int64_t low = 0, high = int64_t(values.size());
+  double above = 0;  // weight of what was found to be larger than everything in low..high
   const auto swap = [&](int64_t a, int64_t b) {
     std::swap(values[a], values[b]);
     std::swap(weights[a], weights[b]);
   };
-  int64_t low = 0, high = int64_t(values.size());
-  double above = 0;  // weight of what was found to be larger than everything in low..high
   while (true) {
     const float a = values[low], b = values[(low + high) / 2], c = values[high - 1];
     const float pivot = std::max(std::min(a, b), std::min(std::max(a, b), c));
@@ -146,6 +148,33 @@ inline float weighted_threshold(std::vector<float>& values, std::vector<float>& 
       low = smaller;
     }
   }
+}
+
+// The same for many values, none above `peak`: a histogram over (peak - value) * scale, 32 bins per
+// unit, finds the bin that holds the answer, and the quickselect runs on that bin alone.
+inline float weighted_threshold(std::vector<float>& values, std::vector<float>& weights,
+                                double target, float peak, float scale) {
+  constexpr int kBins = 512;
+  const auto bin_of = [&](float value) {
+    return int(std::min((peak - value) * scale * 32, float(kBins - 1)));
+  };
+  const int64_t n = int64_t(values.size());
+  std::array<double, kBins> sums{};
+  for (int64_t i = 0; i < n; ++i) sums[bin_of(values[i])] += weights[i];
+  int chosen = 0;
+  double above = 0, sum = 0;
+  for (int bin = 0; bin < kBins && (bin == 0 || sum < target); ++bin) {
+    if (sums[bin] > 0) chosen = bin, above = sum;
+    sum += sums[bin];
+  }
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (bin_of(values[i]) != chosen) continue;
+    values[count] = values[i];
+    weights[count++] = weights[i];
+  }
+  values.resize(count), weights.resize(count);
+  return weighted_quickselect(values, weights, target - above);
 }
 
 }  // namespace selfguide

@@ -1,0 +1,325 @@
+"""The sampler: random numbers, each backend against the reference, and the drawn distributions."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+import kernels
+from kernels import Biases, IdLists, SampleParams, cpu, dispatch, sample, top_logprobs
+from kernels.philox import philox4x32, uniform
+
+BUILDS = [*cpu.candidates(), "reference"]
+
+
+@pytest.fixture(params=BUILDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Runs the test on every build that this CPU can run, and on the reference."""
+    if request.param == "reference":
+        with dispatch.only("reference"):
+            yield request.param
+        return
+    build = pytest.importorskip(f"kernels.cpu.{request.param}")
+    monkeypatch.setattr(importlib.import_module("kernels.cpu.ops"), "_C", build)
+    yield request.param
+
+
+def params(rows: int, **knobs: Any) -> SampleParams:
+    """Equal knobs in every row, row r drawing with seed r; lists and tensors are per row."""
+    neutral = SampleParams.neutral(rows)
+    values: dict[str, Any] = {"seed": torch.arange(rows)}
+    for name, value in knobs.items():
+        if isinstance(value, (Tensor, IdLists, Biases)):
+            values[name] = value
+        else:
+            values[name] = torch.full_like(getattr(neutral, name), value)
+    return replace(neutral, **values)
+
+
+def random_logits(rows: int, vocab: int, spread: float = 3.0) -> Tensor:
+    generator = torch.Generator().manual_seed(rows * 100_003 + vocab)
+    return torch.randn(rows, vocab, generator=generator) * spread
+
+
+KNOBS: dict[str, dict[str, Any]] = {
+    "neutral": {},
+    "greedy": {"temperature": 0.0},
+    "cold": {"temperature": 0.6},
+    "hot": {"temperature": 2.5},
+    "top_k": {"top_k": 7},
+    "top_k of one": {"top_k": 1},
+    "top_k beyond the vocabulary": {"top_k": 10**6},
+    "top_p": {"top_p": 0.8},
+    "top_p of almost all": {"top_p": 0.9999},
+    "top_p of none": {"top_p": 0.0},
+    "min_p": {"min_p": 0.1},
+    "all filters": {"temperature": 1.4, "top_k": 40, "top_p": 0.9, "min_p": 0.02},
+    "top_k and min_p": {"top_k": 30, "min_p": 0.05},
+    "top_p and min_p": {"top_p": 0.95, "min_p": 0.05},
+}
+
+
+def list_knobs(rows: int, vocab: int) -> dict[str, Any]:
+    """Bias, penalty and allowed ids, different in each row, some rows without."""
+    generator = torch.Generator().manual_seed(vocab)
+
+    def some(most: int) -> list[list[int]]:
+        return [
+            torch.randint(vocab, (row % most,), generator=generator).tolist() for row in range(rows)
+        ]
+
+    bias = [{token: (-1.0) ** token * 2 for token in row} for row in some(5)]
+    return {
+        "repetition_penalty": 1.3,
+        "bias": Biases.of(bias),
+        "seen": IdLists.of([row + row[:2] for row in some(9)]),
+        "allowed": IdLists.of(some(7)),
+    }
+
+
+# ---- random numbers
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [  # kat_vectors of Random123 1.14
+        ("00000000 00000000 00000000 00000000", "00000000 00000000",
+         "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff",
+         "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0",
+         "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)  # fmt: skip
+def test_philox_known_answers(counter: str, key: str, expected: str) -> None:
+    def words(text: str) -> Tensor:
+        return torch.tensor([int(word, 16) for word in text.split()])
+
+    assert torch.equal(philox4x32(words(counter), words(key)), words(expected))
+
+
+def test_uniform_uses_all_of_seed_and_position_and_is_uniform() -> None:
+    seed = torch.tensor([0, 1, 1 << 32, -1, 0, 0])
+    position = torch.tensor([0, 0, 0, 0, 1, 1 << 32])
+    assert len(set(uniform(seed, position).tolist())) == 6
+    # 0x6627e8d5 * 4.6566127342e-10, and a word above 2^31 folds to its complement
+    assert uniform(seed, position)[0].item() == pytest.approx(0x6627E8D5 / 2**31, rel=1e-6)
+    many = uniform(torch.full((20_000,), 3), torch.arange(20_000))
+    assert many.min() >= 0
+    assert many.max() < 1
+    assert stats.kstest(many.numpy(), "uniform").pvalue > 1e-3
+
+
+def test_drawn_number_is_the_reference_number(backend: str) -> None:
+    """With equal logits token id = floor(u V), which shows u to 17 bits."""
+    rows, vocab = 300, 1 << 17
+    seed = torch.arange(rows) * 0x9E3779B97F4A7C15 % (1 << 62) - (1 << 61)
+    position = torch.arange(rows) * (1 << 33) + torch.arange(rows)
+    tokens, _ = sample(
+        torch.zeros(1, vocab).expand(rows, -1), params(rows, seed=seed, position=position)
+    )
+    expected = uniform(seed, position).double() * vocab
+    assert torch.equal(tokens, expected.long())
+
+
+# ---- every backend equals the reference
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 17, 1000, 1024, 5003])
+@pytest.mark.parametrize("name", KNOBS)
+@pytest.mark.parametrize("lists", [False, True], ids=["plain", "lists"])
+def test_equals_reference(backend: str, name: str, vocab: int, lists: bool) -> None:
+    rows = 61
+    logits = random_logits(rows, vocab)
+    before = logits.clone()
+    knobs = params(rows, **KNOBS[name], **(list_knobs(rows, vocab) if lists else {}))
+    tokens, logprobs = sample(logits, knobs)
+    want_tokens, want_logprobs = kernels.sample_reference(logits.double(), knobs)
+    assert torch.equal(tokens, want_tokens)
+    torch.testing.assert_close(logprobs, want_logprobs, rtol=1e-5, atol=2e-6)
+    assert torch.equal(logits, before)
+
+
+def test_ties_are_kept_by_the_filters_and_broken_by_id_when_greedy(backend: str) -> None:
+    rows = 400
+    logits = torch.tensor([0.0, 2.0, 2.0, 1.0, 2.0]).expand(rows, -1)
+    for knobs in ({"top_k": 1}, {"top_k": 2}, {"top_p": 0.1}, {"top_p": 0.5}, {"min_p": 1.0}):
+        tokens, _ = sample(logits, params(rows, **knobs))
+        assert set(tokens.tolist()) == {1, 2, 4}, knobs
+    assert sample(logits, params(rows, temperature=0.0))[0].eq(1).all()
+    allowed = IdLists.of([[4, 2, 0]] * rows)
+    assert sample(logits, params(rows, temperature=0.0, allowed=allowed))[0].eq(2).all()
+
+
+def test_rows_do_not_depend_on_the_batch(backend: str) -> None:
+    rows, vocab = 33, 4001
+    logits, names = random_logits(rows, vocab), list(KNOBS)
+    settings = [params(rows, **KNOBS[name]) for name in names]
+    mixed = params(
+        rows,
+        **{
+            knob: torch.stack([getattr(settings[r % len(names)], knob)[r] for r in range(rows)])
+            for knob in ("temperature", "top_k", "top_p", "min_p")
+        },
+    )
+    tokens, logprobs = sample(logits, mixed)
+    for r in range(rows):
+        alone = {
+            knob: getattr(mixed, knob)[r : r + 1]
+            for knob in ("temperature", "top_k", "top_p", "min_p", "seed")
+        }
+        token, logprob = sample(logits[r : r + 1], params(1, **alone))
+        assert token == tokens[r]
+        assert logprob == logprobs[r]
+
+
+def test_strided_logits(backend: str) -> None:
+    wide = random_logits(9, 700)
+    knobs = params(9, top_p=0.9)
+    part = wide[:, 30:630]
+    assert torch.equal(sample(part, knobs)[0], sample(part.contiguous(), knobs)[0])
+    assert torch.equal(top_logprobs(part, 3)[1], top_logprobs(part.contiguous(), 3)[1])
+
+
+# ---- rows from which nothing can be drawn, and bad arguments
+
+
+@pytest.mark.parametrize("knobs", [{}, {"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.5}], ids=str)
+def test_undrawable_rows(backend: str, knobs: dict[str, float]) -> None:
+    logits = random_logits(6, 50)
+    logits[0, 7] = torch.nan
+    logits[1] = -torch.inf
+    logits[2, 3] = torch.inf
+    logits[3, :49] = -torch.inf
+    allowed = IdLists.of([[], [], [], [], [], [8, 8, 2]])
+    logits[5, [2, 8]] = -torch.inf
+    tokens, logprobs = sample(logits, params(6, allowed=allowed, **knobs))
+    assert tokens[[0, 1, 2, 5]].eq(-1).all()
+    assert logprobs[[0, 1, 2, 5]].eq(-torch.inf).all()
+    assert tokens[3] == 49
+    assert logprobs[3] == 0
+    assert tokens[4] >= 0
+    values, ids = top_logprobs(logits, 4)
+    assert ids[:3].eq(-1).all()
+    assert values[:3].eq(-torch.inf).all()
+
+
+def test_filters_may_leave_no_allowed_id(backend: str) -> None:
+    logits = torch.tensor([[5.0, 0.0, 0.0]])
+    allowed = IdLists.of([[1, 2]])
+    assert sample(logits, params(1, top_k=1, allowed=allowed))[0] == -1
+    assert sample(logits, params(1, temperature=0.0, top_k=1, allowed=allowed))[0] == 1
+
+
+def test_unlikely_allowed_ids_still_share_their_probability(backend: str) -> None:
+    rows = 2000
+    logits = torch.tensor([200.0, 1.0, 0.0, -50.0]).expand(rows, -1)
+    tokens, _ = sample(logits, params(rows, allowed=IdLists.of([[2, 1]] * rows)))
+    assert tokens.eq(1).double().mean() == pytest.approx(0.731, abs=0.03)
+    assert set(tokens.tolist()) == {1, 2}
+
+
+def test_bad_arguments() -> None:
+    logits = torch.zeros(2, 5)
+    with pytest.raises(ValueError, match="logits: expected"):
+        sample(logits[0], params(2))
+    with pytest.raises(ValueError, match="top_p: expected"):
+        sample(logits, replace(params(2), top_p=torch.ones(3)))
+    with pytest.raises(ValueError, match="seen: expected 2 rows, got 1"):
+        sample(logits, replace(params(2), seen=IdLists.of([[1]])))
+    with pytest.raises(ValueError, match="k: expected 1 to 5"):
+        top_logprobs(logits, 6)
+
+
+@pytest.mark.skipif(cpu.native is None, reason="needs the C++ backend")
+@pytest.mark.parametrize("token", [-1, 5])
+def test_ids_outside_the_vocabulary(token: int) -> None:
+    with pytest.raises(ValueError, match=f"allowed: token id {token} is outside"):
+        sample(torch.zeros(1, 5), params(1, allowed=IdLists.of([[token]])))
+
+
+# ---- log-probabilities of the best
+
+
+@pytest.mark.parametrize(("vocab", "k"), [(5, 5), (1000, 1), (5003, 20), (3000, 2999)])
+def test_top_logprobs(backend: str, vocab: int, k: int) -> None:
+    logits = random_logits(13, vocab).round(decimals=1)  # many ties
+    values, ids = top_logprobs(logits, k)
+    want_values, want_ids = kernels.top_logprobs_reference(logits.double(), k)
+    assert torch.equal(ids, want_ids)
+    torch.testing.assert_close(values, want_values, rtol=1e-5, atol=2e-6)
+    tokens, logprobs = sample(logits, params(13, temperature=0.0))
+    assert torch.equal(tokens, ids[:, 0])
+    assert torch.equal(logprobs, values[:, 0])
+
+
+# ---- distributions: Hugging Face's processors say what each knob means
+
+CHI_SQUARE: dict[str, dict[str, Any]] = {
+    **{name: knobs for name, knobs in KNOBS.items() if name not in ("greedy", "top_p of none")},
+    "bias": {"bias": {1: 3.0, 2: -4.0, 9: -float("inf")}},
+    "penalty": {"repetition_penalty": 1.7, "seen": [3, 3, 4, 5, 11]},
+    "everything": {
+        "bias": {1: 3.0, 2: -4.0},
+        "repetition_penalty": 1.4,
+        "seen": [0, 1, 3, 3],
+        "temperature": 1.3,
+        "top_k": 25,
+        "top_p": 0.95,
+        "min_p": 0.01,
+    },
+}
+
+
+def hf_distribution(logits: Tensor, knobs: dict[str, Any]) -> Tensor:
+    """`[V]`: the distribution by transformers' own code."""
+    hf = pytest.importorskip("transformers.generation.logits_process")
+    steps = []
+    if "bias" in knobs:
+        steps.append(hf.SequenceBiasLogitsProcessor({(k,): v for k, v in knobs["bias"].items()}))
+    if "repetition_penalty" in knobs:
+        steps.append(hf.RepetitionPenaltyLogitsProcessor(knobs["repetition_penalty"]))
+    if "temperature" in knobs:
+        steps.append(hf.TemperatureLogitsWarper(knobs["temperature"]))
+    if "top_k" in knobs:
+        steps.append(hf.TopKLogitsWarper(knobs["top_k"]))
+    if "top_p" in knobs:
+        steps.append(hf.TopPLogitsWarper(knobs["top_p"]))
+    if "min_p" in knobs:
+        steps.append(hf.MinPLogitsWarper(knobs["min_p"]))
+    ids = torch.tensor([knobs.get("seen", [0])])
+    scores = logits[None].clone()
+    for step in steps:
+        scores = step(ids, scores)
+    return scores[0].double().softmax(-1)
+
+
+@pytest.mark.parametrize("name", CHI_SQUARE)
+def test_distribution(backend: str, name: str) -> None:
+    rows, vocab = 20_000, 40
+    logits, knobs = random_logits(1, vocab, spread=1.5)[0], CHI_SQUARE[name]
+    expected = hf_distribution(logits, knobs) * rows
+    ours = dict(knobs)
+    if "bias" in knobs:
+        ours["bias"] = Biases.of([knobs["bias"]] * rows)
+    if "seen" in knobs:
+        ours["seen"] = IdLists.of([knobs["seen"]] * rows)
+    tokens, logprobs = sample(logits.expand(rows, -1), params(rows, **ours))
+    counts = torch.bincount(tokens, minlength=vocab).double()
+    torch.testing.assert_close(logprobs, logits.log_softmax(-1)[tokens], rtol=1e-5, atol=1e-5)
+
+    assert counts[expected == 0].sum() == 0
+    rare = expected < 5  # pooled, as the chi-square approximation wants
+    observed = torch.cat([counts[~rare], counts[rare].sum()[None]])
+    wanted = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    if wanted[-1] == 0:
+        observed, wanted = observed[:-1], wanted[:-1]
+    if len(wanted) > 1:
+        assert stats.chisquare(observed.numpy(), wanted.numpy()).pvalue > 1e-4
