@@ -36,8 +36,8 @@ _SPLITS: dict[str, tuple[str, ...]] = {
     "deepseek-r1-qwen": (_QWEN2,),
     "tekken": (_TEKKEN,),
 }
-_LLAMA3_LIKE = ("llama-bpe", "llama3", "llama-v3")
-_WHOLE_WORDS_FIRST = (*_LLAMA3_LIKE, "tekken")  # a word that is a token is taken without merging
+# Of these, a word that is a token is taken without merging, and a text gets a BOS by default.
+_WHOLE_WORDS_AND_BOS = ("llama-bpe", "llama3", "llama-v3", "tekken")
 
 
 def build_backend(fields: Mapping[str, Any], where: str) -> Tokenizer:
@@ -65,7 +65,7 @@ def adds_bos(fields: Mapping[str, Any]) -> bool:
     """Whether a text gets a BOS: the file's flag, else llama.cpp's default for the vocabulary."""
     default = (
         fields.get("tokenizer.ggml.model") == "llama"
-        or fields.get("tokenizer.ggml.pre") in _LLAMA3_LIKE
+        or fields.get("tokenizer.ggml.pre") in _WHOLE_WORDS_AND_BOS
     )
     return bool(fields.get("tokenizer.ggml.add_bos_token", default))
 
@@ -80,10 +80,12 @@ def _byte_level(
         )
     merges = [tuple(merge.split(" ", 1)) for merge in _array(fields, "merges", where)]
     vocab = {token: number for number, token in enumerate(tokens)}
-    try:
-        model = models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in _WHOLE_WORDS_FIRST)
-    except Exception as error:
-        raise TokenizerError(f"{where}: tokenizer.ggml.merges does not fit: {error}") from error
+    for merge in merges:
+        if len(merge) != 2 or any(part not in vocab for part in (*merge, "".join(merge))):
+            raise TokenizerError(
+                f"{where}: tokenizer.ggml.merges has {' '.join(merge)!r}, which joins no tokens"
+            )
+    model = models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in _WHOLE_WORDS_AND_BOS)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
