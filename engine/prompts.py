@@ -1,0 +1,54 @@
+"""Checks and evens out what callers hand to `generate` and `score`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from engine.errors import RequestError
+from engine.tokenizer import Tokenizer
+
+T = TypeVar("T")
+Text = str | Sequence[int]
+
+
+def encode_prompts(
+    prompts: Sequence[Text], tokenizer: Tokenizer, vocab_size: int
+) -> list[list[int]]:
+    """Token ids of prompts given as text (with the tokenizer's BOS) or as ids (taken as they are).
+
+    Raises:
+        RequestError: a prompt is empty or names a token that the model does not have.
+    """
+    if isinstance(prompts, str):
+        raise RequestError("prompts must be a list; put a single prompt into brackets")
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    encoded = iter(tokenizer.encode_batch(texts))
+    rows = [next(encoded) if isinstance(p, str) else list(p) for p in prompts]
+    for index, row in enumerate(rows):
+        check_ids(row, vocab_size, f"prompts[{index}]")
+        if not row:
+            raise RequestError(f"prompts[{index}] has no tokens")
+    return rows
+
+
+def check_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
+    """Raises RequestError if an id lies outside the model's vocabulary."""
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise RequestError(
+                f"{name}: the model has no token {token}, only 0 to {vocab_size - 1}"
+            )
+
+
+def one_per_prompt(name: str, value: T | Sequence[T], count: int) -> list[T]:
+    """A value for each of `count` prompts, from one for all or a list of as many.
+
+    Raises:
+        RequestError: the list is of another length.
+    """
+    if not isinstance(value, list | tuple):
+        return [value] * count  # type: ignore[list-item]
+    if len(value) != count:
+        raise RequestError(f"{name}: {len(value)} given for {count} prompts")
+    return list(value)

@@ -1,0 +1,82 @@
+"""Runs the scheduler's steps through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import kernels
+from engine.kv_cache import KVCache
+from engine.lora import InferenceLora
+from engine.model import Llama
+from engine.paged import PagedAttention
+from engine.prefix_tree import BLOCK_SIZE
+from engine.scheduler import S, Scheduler, Stats, Step
+from engine.tokenizer import Tokenizer
+
+LOGITS_BYTES = 32 << 20
+"""Logits are made for as many rows at a time as fit in this."""
+
+
+@dataclass(slots=True)
+class Runner:
+    """What generation and scoring share: model, tokenizer, cache, and limits of a step.
+
+    `stats` counts over all calls.
+    """
+
+    model: Llama
+    tokenizer: Tokenizer
+    cache: KVCache
+    max_sequences: int = 1024
+    step_tokens: int = 2048
+    stats: Stats = field(default_factory=Stats)
+
+    @property
+    def context(self) -> int:
+        """The most tokens that a sequence may have."""
+        return min(self.model.config.max_positions, self.cache.num_blocks * BLOCK_SIZE)
+
+    def scheduler(self) -> Scheduler[S]:
+        """A scheduler with nothing to do yet."""
+        return Scheduler(self.cache, self.context, self.stats, self.max_sequences, self.step_tokens)
+
+    def run(self, scheduler: Scheduler[S], use: Callable[[Step[S], Tensor], None]) -> None:
+        """Computes steps until there are none, and calls `use(step, hidden [T, W])` after each.
+
+        However it ends, no sequence holds blocks afterwards.
+        """
+        config, cache = self.model.config, self.cache
+        try:
+            with torch.inference_mode():
+                while (step := scheduler.schedule()) is not None:
+                    attend = PagedAttention(config, cache, step)
+                    lora = InferenceLora(step.adapters)
+                    hidden = self.model.hidden(step.tokens, step.positions, attend, lora)
+                    scheduler.complete(step)
+                    use(step, hidden)
+        finally:
+            scheduler.abort()
+
+    def logits(self, hidden: Tensor, rows: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Logits of rows of the batch, a bounded number at a time.
+
+        Args:
+            hidden: `[T, W]`.
+            rows: `[R]` int64, ascending; a row may be named more than once.
+
+        Yields:
+            A slice of 0..R; logits `[U, V]` fp32 of its distinct rows; `[slice]` int64, which of
+            them each of the slice's rows is.
+        """
+        size = max(1, LOGITS_BYTES // (4 * len(self.model.head)))
+        for start in range(0, len(rows), size):
+            part = slice(start, min(start + size, len(rows)))
+            distinct, which = np.unique(rows[part], return_inverse=True)
+            chosen = hidden[torch.from_numpy(distinct).to(hidden.device)]
+            logits = kernels.linear(chosen, self.model.head, out_dtype=torch.float32)
+            yield part, logits, torch.from_numpy(which).to(hidden.device)
