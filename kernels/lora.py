@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,9 +71,9 @@ def lora_linear(
         raise ValueError(f"dropout: must be in [0, 1), got {dropout}")
     if not lora:
         return F.linear(x, weight, bias)
-    masks = _keep_masks(x, len(lora), dropout, generator)
-    tensors = [t for part in lora for t in (part.a, part.b)]
-    return _LoraLinear.apply(x, weight, bias, lora, masks, *tensors)
+    plan = _Plan.of(lora, _keep_masks(x, len(lora), dropout, generator), dropout)
+    ab = itertools.chain.from_iterable((part.a, part.b) for part in lora)
+    return _LoraLinear.apply(x, weight, bias, plan, *ab)
 
 
 def lora_add_(y: Tensor, x: Tensor, lora: Sequence[LoraSlice]) -> Tensor:
@@ -115,56 +116,85 @@ def _check(x: Tensor, columns: int, lora: Sequence[LoraSlice]) -> None:
 def _keep_masks(
     x: Tensor, count: int, dropout: float, generator: torch.Generator | None
 ) -> list[Tensor] | None:
-    """One mask per update, 1 / (1 - dropout) where an element of `x` is kept and 0 elsewhere."""
+    """One bool mask `[T, K]` per update, true where an element of `x` is kept."""
     if dropout == 0.0:
         return None
-    keep = 1.0 - dropout
-    return [
-        torch.empty_like(x, requires_grad=False).bernoulli_(keep, generator=generator).div_(keep)
-        for _ in range(count)
-    ]
+    empty = [torch.empty(x.shape, dtype=torch.bool, device=x.device) for _ in range(count)]
+    return [mask.bernoulli_(1.0 - dropout, generator=generator) for mask in empty]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What both directions of `_LoraLinear` know beside tensors, entry i for update i."""
+
+    columns: list[slice]  # of y
+    inner: list[slice]  # rows of the stacked A, columns of S = X Aᵀ
+    scales: list[float]
+    masks: list[Tensor] | None
+
+    @classmethod
+    def of(cls, lora: Sequence[LoraSlice], masks: list[Tensor] | None, dropout: float) -> _Plan:
+        ends = list(itertools.accumulate(len(part.a) for part in lora))
+        return cls(
+            [slice(part.start, part.start + len(part.b)) for part in lora],
+            [slice(end - len(part.a), end) for part, end in zip(lora, ends, strict=True)],
+            [part.scale / (1.0 - dropout) for part in lora],
+            masks,
+        )
+
+    def shrink(self, x: Tensor, a: Tensor) -> Tensor:
+        """S `[T, sum of r]`: every update's X Aᵀ, in one product where all see the same X."""
+        if self.masks is None:
+            return x @ a.T
+        parts = zip(self.masks, self.inner, strict=True)
+        return torch.cat([(x * mask) @ a[rows].T for mask, rows in parts], dim=1)
+
+    def shrink_gradients(self, x: Tensor, a: Tensor, ds: Tensor, dx: Tensor | None) -> Tensor:
+        """The gradient of the stacked A; adds that of `x` to `dx`."""
+        if self.masks is None:
+            if dx is not None:
+                dx.addmm_(ds, a)
+            return ds.T @ x
+        da = torch.empty_like(a)
+        for mask, rows in zip(self.masks, self.inner, strict=True):
+            torch.mm(ds[:, rows].T, x * mask, out=da[rows])
+            if dx is not None:
+                dx += (ds[:, rows] @ a[rows]).mul_(mask)
+        return da
 
 
 class _LoraLinear(torch.autograd.Function):
+    """The base products are whole GEMMs; the updates accumulate into their results."""
+
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        lora: Sequence[LoraSlice],
-        masks: list[Tensor] | None,
-        *tensors: Tensor,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan, *ab: Tensor
     ) -> Tensor:
-        y = F.linear(x, weight, bias)
-        inner = []  # S = dropped(X) Aᵀ of each update, [T, r]
-        for i, part in enumerate(lora):
-            s = (x if masks is None else x * masks[i]) @ part.a.to(x.dtype).T
-            y[:, part.start : part.start + len(part.b)].addmm_(
-                s, part.b.to(x.dtype).T, alpha=part.scale
-            )
-            inner.append(s)
-        ctx.save_for_backward(x, weight, *inner, *tensors)
-        ctx.lora = [(part.start, part.scale) for part in lora]
-        ctx.masks = masks
+        a = torch.cat(ab[::2]).to(x.dtype)
+        y, s = F.linear(x, weight, bias), plan.shrink(x, a)
+        for b, columns, inner, scale in zip(
+            ab[1::2], plan.columns, plan.inner, plan.scales, strict=True
+        ):
+            y[:, columns].addmm_(s[:, inner], b.to(x.dtype).T, alpha=scale)
+        ctx.save_for_backward(x, weight, s, *ab)
+        ctx.plan = plan
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, *rest = ctx.saved_tensors
-        count = len(ctx.lora)
+        (x, weight, s, *ab), plan = ctx.saved_tensors, ctx.plan
         dx = dy @ weight if ctx.needs_input_grad[0] else None
-        grads: list[Tensor] = []
-        for i, (start, scale) in enumerate(ctx.lora):
-            s, a, b = rest[i], rest[count + 2 * i], rest[count + 2 * i + 1]
-            part = dy[:, start : start + len(b)]
-            ds = part @ (b * scale).to(x.dtype)
-            dropped = x if ctx.masks is None else x * ctx.masks[i]
-            grads += [(ds.T @ dropped).to(a.dtype), (part.T @ s).to(b.dtype).mul_(scale)]
-            if dx is not None:
-                update = ds @ a.to(x.dtype)
-                dx += update if ctx.masks is None else update * ctx.masks[i]
-        return dx, None, None, None, None, *grads
+        ds, db = [], []
+        for b, columns, inner, scale in zip(
+            ab[1::2], plan.columns, plan.inner, plan.scales, strict=True
+        ):
+            part = dy[:, columns]
+            ds.append(part @ (b * scale).to(x.dtype))
+            db.append((part.T @ s[:, inner]).to(b.dtype).mul_(scale))
+        a = torch.cat(ab[::2]).to(x.dtype)
+        da = plan.shrink_gradients(x, a, torch.cat(ds, dim=1), dx).to(ab[0].dtype)
+        pairs = zip((da[rows] for rows in plan.inner), db, strict=True)
+        return dx, None, None, None, *itertools.chain.from_iterable(pairs)
 
 
 def lora_linear_reference(
@@ -174,7 +204,7 @@ def lora_linear_reference(
     lora: Sequence[LoraSlice],
     masks: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """The specification of `lora_linear`; `masks[i]` `[T, K]` multiplies what update i sees."""
+    """The specification of `lora_linear`; factor `masks[i]` `[T, K]` is on what update i sees."""
     y = F.linear(x, weight, bias)
     for i, part in enumerate(lora):
         dropped = x if masks is None else x * masks[i]
