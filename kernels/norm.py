@@ -35,9 +35,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return implementation("rms_norm", x)(x, weight, eps)
 
 
-def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The sum `x + residual` (rounded to its dtype), and that sum normalised as by `rms_norm`.
 
     Differentiable in `x` and `residual`; `weight` is taken as frozen.

@@ -14,6 +14,10 @@ T* pointer(uintptr_t address) {
 
 void bind_attention(nanobind::module_& m);
 void bind_linear(nanobind::module_& m);
+void bind_norm(nanobind::module_& m);
+void bind_paged_attention(nanobind::module_& m);
+void bind_rope(nanobind::module_& m);
+void bind_swiglu(nanobind::module_& m);
 void bind_sampling(nanobind::module_& m);
 
 }  // namespace selfguide

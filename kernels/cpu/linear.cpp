@@ -41,8 +41,6 @@ constexpr int64_t step_of() {
   return sizeof(T) == 2 ? kStepBf16 : kLanes;
 }
 
-typedef float vec4 __attribute__((vector_size(16)));
-
 // Sums of four vectors, side by side.
 inline vec4 sum4(vec a, vec b, vec c, vec d) {
 #if defined(__AVX512F__)

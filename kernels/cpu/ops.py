@@ -118,3 +118,159 @@ def attention_backward(
     forward = _heads(q), _heads(k), _heads(v), _heads(out), lse.data_ptr()
     _ATTENTION_BACKWARD[q.dtype](_pack(q, k, segments, scale, window), *forward, *views)
     return dq, dk, dv
+
+
+_RMS_NORM = {torch.float32: _C.rms_norm_f32, torch.bfloat16: _C.rms_norm_bf16}
+_RMS_NORM_BACKWARD = {
+    torch.float32: _C.rms_norm_backward_f32,
+    torch.bfloat16: _C.rms_norm_backward_bf16,
+}
+_ADD_RMS_NORM = {torch.float32: _C.add_rms_norm_f32, torch.bfloat16: _C.add_rms_norm_bf16}
+_ROPE = {torch.float32: _C.rope_f32, torch.bfloat16: _C.rope_bf16}
+_SWIGLU = {torch.float32: _C.swiglu_f32, torch.bfloat16: _C.swiglu_bf16}
+_SWIGLU_BACKWARD = {
+    torch.float32: _C.swiglu_backward_f32,
+    torch.bfloat16: _C.swiglu_backward_bf16,
+}
+_STORE_KV = {torch.float32: _C.store_kv_f32, torch.bfloat16: _C.store_kv_bf16}
+_PAGED_ATTENTION = {
+    torch.float32: _C.paged_attention_f32,
+    torch.bfloat16: _C.paged_attention_bf16,
+}
+
+
+def _norm_rows(x: Tensor) -> tuple[Tensor, tuple[int, int, int, int, int]]:
+    """`x`, and its rows as the C++ walks them: rows, inner, D, outer stride, inner stride."""
+    if x.dim() == 2 and x.stride(1) == 1:
+        rows, dim = x.shape
+        return x, (rows, 1, dim, x.stride(0), 0)
+    if x.dim() == 3 and x.stride(2) == 1:
+        outer, inner, dim = x.shape
+        return x, (outer * inner, inner, dim, x.stride(0), x.stride(1))
+    x, dim = x.contiguous(), x.shape[-1]
+    return x, (x.numel() // max(1, dim), 1, dim, dim, 0)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    x, rows = _norm_rows(x)
+    weight = weight.contiguous()
+    y = torch.empty(x.shape, dtype=x.dtype)
+    _RMS_NORM[x.dtype](x.data_ptr(), weight.data_ptr(), y.data_ptr(), *rows, eps)
+    return y
+
+
+def rms_norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float, dtotal: Tensor | None = None
+) -> Tensor:
+    x, rows = _norm_rows(x)
+    dy, weight = dy.contiguous(), weight.contiguous()
+    dx = torch.empty(x.shape, dtype=x.dtype)
+    inputs = dy.data_ptr(), _address(dtotal), x.data_ptr(), weight.data_ptr()
+    _RMS_NORM_BACKWARD[x.dtype](*inputs, dx.data_ptr(), *rows, eps)
+    return dx
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    x, residual, weight = x.contiguous(), residual.contiguous(), weight.contiguous()
+    y, total = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
+    dim = x.shape[-1]
+    inputs = x.data_ptr(), residual.data_ptr(), weight.data_ptr()
+    rows = x.numel() // max(1, dim)
+    _ADD_RMS_NORM[x.dtype](*inputs, y.data_ptr(), total.data_ptr(), rows, dim, eps)
+    return y, total
+
+
+def add_rms_norm_backward(
+    dy: Tensor, dtotal: Tensor, total: Tensor, weight: Tensor, eps: float
+) -> Tensor:
+    return rms_norm_backward(dy, total, weight, eps, dtotal.contiguous())
+
+
+def rope(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    *,
+    inplace: bool = False,
+    inverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    q, k, cos, sin, positions = (
+        _rows(q),
+        _rows(k),
+        cos.contiguous(),
+        sin.contiguous(),
+        _rows(positions),
+    )
+    q_out = q if inplace else torch.empty(q.shape, dtype=q.dtype)
+    k_out = k if inplace else torch.empty(k.shape, dtype=k.dtype)
+    table = cos.data_ptr(), sin.data_ptr(), *cos.shape, -1.0 if inverse else 1.0
+    wide = positions.dtype == torch.int64
+    _ROPE[q.dtype](
+        (q.data_ptr(), q_out.data_ptr(), q.shape[1], *q.stride()[:2], *q_out.stride()[:2]),
+        (k.data_ptr(), k_out.data_ptr(), k.shape[1], *k.stride()[:2], *k_out.stride()[:2]),
+        table,
+        positions.data_ptr(),
+        wide,
+        q.shape[0],
+    )
+    return q_out, k_out
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    gate_up = _rows(gate_up)
+    rows, features = gate_up.shape[0], gate_up.shape[1] // 2
+    y = torch.empty(rows, features, dtype=gate_up.dtype)
+    addresses = gate_up.data_ptr(), y.data_ptr()
+    _SWIGLU[gate_up.dtype](*addresses, rows, features, gate_up.stride(0))
+    return y
+
+
+def swiglu_backward(dy: Tensor, gate_up: Tensor) -> Tensor:
+    dy, gate_up = dy.contiguous(), _rows(gate_up)
+    rows, features = dy.shape
+    grad = torch.empty(gate_up.shape, dtype=gate_up.dtype)
+    addresses = dy.data_ptr(), gate_up.data_ptr(), grad.data_ptr()
+    _SWIGLU_BACKWARD[gate_up.dtype](*addresses, rows, features, gate_up.stride(0))
+    return grad
+
+
+def _cache(k_cache: Tensor, v_cache: Tensor) -> tuple[int, ...]:
+    """Addresses, number and size of the blocks, strides of a block, token and head."""
+    strides = k_cache.stride()
+    if v_cache.stride() != strides or strides[3] != 1:
+        raise ValueError("v_cache: strides must equal k_cache's, the last dimension contiguous")
+    return k_cache.data_ptr(), v_cache.data_ptr(), *k_cache.shape[:2], *strides[:3]
+
+
+def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    k, v, slots = _rows(k), _rows(v), _rows(slots)
+    cache = _cache(k_cache, v_cache)
+    _STORE_KV[k.dtype](_heads(k), _heads(v), tuple(k.shape), cache, slots.data_ptr())
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cu_seqlens_q: Tensor,
+    seq_lens: Tensor,
+    block_table: Tensor,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    q, cu_seqlens_q, seq_lens = _rows(q), _rows(cu_seqlens_q), _rows(seq_lens)
+    block_table = _rows(block_table)
+    out = torch.empty(q.shape, dtype=q.dtype)
+    _PAGED_ATTENTION[q.dtype](
+        _heads(q),
+        out.data_ptr(),
+        (*q.shape, k_cache.shape[2]),
+        _cache(k_cache, v_cache),
+        (cu_seqlens_q.data_ptr(), seq_lens.data_ptr(), block_table.data_ptr()),
+        (*block_table.shape, block_table.stride(0)),
+        scale,
+        window or 0,
+    )
+    return out

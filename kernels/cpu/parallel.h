@@ -9,6 +9,17 @@
 
 namespace selfguide {
 
+// Elementwise work (elements read) below which waking a thread costs more than it saves.
+constexpr int64_t kElementsPerThread = 32768;
+
+inline int64_t thread_count() {
+#if defined(_OPENMP)
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
 // Calls body(begin, end) on each thread's contiguous share of 0..n, in units of `grain`.
 template <typename Body>
 void parallel_ranges(int64_t n, int64_t grain, const Body& body) {
