@@ -30,9 +30,10 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     """Find a model and read its config; its tensors are read later, one by one.
 
     Args:
-        source: the built-in name ``smollm2-135m``; a transformers folder; a ``.gguf`` file; or a
-            hub id ``org/name`` if there is no such folder. A ``Path`` is always a folder or file.
-        revision: branch, tag or commit of a hub id.
+        source: the built-in name ``smollm2-135m`` (a folder of that name: ``./smollm2-135m``); a
+            transformers folder; a ``.gguf`` file; or a hub id ``org/name`` if there is no such
+            folder. A ``Path`` is always a folder or file.
+        revision: branch, tag or commit; only hub ids have one.
 
     Raises:
         CheckpointError: nothing is there, it cannot be fetched, or its files are not sound. Call
@@ -41,6 +42,8 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     if source in BUILTIN and isinstance(source, str):
         return HfCheckpoint(builtin_folder(source))
     path = Path(source).expanduser()
+    if revision is not None and path.exists():
+        raise CheckpointError(f"{path}: a folder or file has no revision; leave it out")
     if path.is_dir():
         return HfCheckpoint(path)
     if path.is_file():

