@@ -1,0 +1,1 @@
+"""Benchmarks: microbenchmarks of the operations and races against peers."""

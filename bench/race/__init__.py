@@ -1,0 +1,1 @@
+"""The side-by-side races: works, sides, worker processes, report."""
