@@ -1,0 +1,45 @@
+"""The engine: one open model in memory that generates, scores and is finetuned.
+
+llm = engine.load("smollm2-135m")
+llm.generate(prompts, SamplingParams(...), adapter=None)
+llm.score(prompts, completions)
+llm.train(examples, TrainConfig(...), adapter="mine")
+llm.adapters.new("mine", LoraConfig(...))
+"""
+
+from engine.errors import (
+    AdapterError,
+    CheckpointError,
+    EngineError,
+    RequestError,
+    TokenizerError,
+    TrainingError,
+)
+from engine.llm import LLM, load
+from engine.lora import Adapter, LoraConfig
+from engine.progress import Progress
+from engine.sample import Completion
+from engine.sampling_params import SamplingParams
+from engine.score import Scored
+from engine.train_config import TrainConfig, TrainExample, TrainProgress, TrainResult
+
+__all__ = [
+    "LLM",
+    "Adapter",
+    "AdapterError",
+    "CheckpointError",
+    "Completion",
+    "EngineError",
+    "LoraConfig",
+    "Progress",
+    "RequestError",
+    "SamplingParams",
+    "Scored",
+    "TokenizerError",
+    "TrainConfig",
+    "TrainExample",
+    "TrainProgress",
+    "TrainResult",
+    "TrainingError",
+    "load",
+]

@@ -1,0 +1,188 @@
+"""The engine's front door: one model in memory that generates, scores and is finetuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from engine.adapters import Adapters
+from engine.checkpoint import Checkpoint, open_checkpoint
+from engine.errors import EngineError
+from engine.generate import generate
+from engine.kv_cache import KVCache
+from engine.lora import Adapter
+from engine.memory import free_memory
+from engine.model import Llama, load_model
+from engine.progress import Progress
+from engine.prompts import Text
+from engine.runner import Runner
+from engine.sample import Completion
+from engine.sampling_params import SamplingParams
+from engine.scheduler import Stats
+from engine.score import Scored, score
+from engine.train import train
+from engine.train_config import Progress as TrainingProgress
+from engine.train_config import TrainConfig, TrainExample, TrainResult
+
+AdapterChoice = str | Adapter | None
+"""An adapter's name, an adapter, or None for the one in use (`llm.adapters.use`)."""
+
+_CACHE_SHARE = 0.4  # of the memory that is free once the weights are loaded
+_CACHE_CAP_CPU = 4 << 30
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    cache_bytes: int | None = None,
+) -> LLM:
+    """Reads a model.
+
+    Args:
+        source: "smollm2-135m" (built in: fetched once, checked and cached), a HF folder, a `.gguf`
+            file, or a hub id `org/name`.
+        dtype: of weights and activations; None for bfloat16 where the device computes in it, else
+            float32.
+        device: None for the first GPU if there is one, else the CPU.
+        revision: branch, tag or commit of a hub id.
+        cache_bytes: the most memory that the KV cache may take; None plans it from what is free.
+
+    Raises:
+        CheckpointError: the model is not there or not sound.
+        TokenizerError: its tokenizer is not.
+    """
+    checkpoint = open_checkpoint(source, revision=revision)
+    place = _device(device)
+    model = load_model(checkpoint, dtype or default_dtype(place), place)
+    return LLM(model, checkpoint, cache_bytes=cache_bytes)
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device has instructions for it, else float32."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise EngineError(f"device {device}: torch sees no GPU; use device='cpu'")
+    return chosen
+
+
+class LLM:
+    """A model, its tokenizer, its adapters and its KV cache.
+
+    There is one copy of the weights; generation, scoring and training share it, and adapters are
+    switched on and off beside it. The cache keeps the prefixes of earlier calls; training releases
+    it and the next call takes it again.
+
+    Args:
+        model: the weights.
+        checkpoint: the files they came from.
+        cache_bytes: see `load`.
+
+    Attributes:
+        tokenizer: text to ids, ids to text, chat templates.
+        adapters: new, load, save, copy, drop, stack, merge, use.
+    """
+
+    def __init__(
+        self, model: Llama, checkpoint: Checkpoint, *, cache_bytes: int | None = None
+    ) -> None:
+        self.model = model
+        self.checkpoint = checkpoint
+        self.tokenizer = checkpoint.tokenizer()
+        self.adapters = Adapters(checkpoint, model.device)
+        budget = cache_bytes or _plan_cache(model.device)
+        cache = KVCache(model.config, budget, model.dtype, model.device)
+        self._runner = Runner(model, self.tokenizer, cache)
+
+    @property
+    def stats(self) -> Stats:
+        """Counts over all calls so far: tokens asked for, found in the cache, computed, drawn."""
+        return self._runner.stats
+
+    def generate(
+        self,
+        prompts: Sequence[Text],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        adapter: AdapterChoice | Sequence[AdapterChoice] = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> list[Completion]:
+        """Continues prompts; see `engine.generate.generate`.
+
+        Args:
+            prompts: texts or token ids.
+            params: one for all or one for each prompt; None for the defaults.
+            adapter: one for all or one for each prompt.
+            progress: called a few times a second.
+
+        Returns:
+            `params.n` completions for each prompt, in the prompts' order.
+
+        Raises:
+            RequestError: a request makes no sense. One that is merely too long for the context gets
+                a completion whose finish_reason is "error", and the rest go on.
+        """
+        chosen = self._resolve(adapter)
+        return generate(self._runner, prompts, params or SamplingParams(), chosen, progress)
+
+    def score(
+        self,
+        prompts: Sequence[Text],
+        completions: Sequence[Text] | Sequence[Sequence[Text]],
+        adapter: AdapterChoice | Sequence[AdapterChoice] = None,
+    ) -> list[Scored] | list[list[Scored]]:
+        """Log-probabilities of completions that follow prompts; see `engine.score.score`."""
+        return score(self._runner, prompts, completions, self._resolve(adapter))
+
+    def train(
+        self,
+        examples: Sequence[TrainExample],
+        config: TrainConfig | None = None,
+        *,
+        adapter: str | Adapter,
+        eval_examples: Sequence[TrainExample] = (),
+        progress: TrainingProgress | None = None,
+    ) -> TrainResult:
+        """Finetunes an adapter on examples; see `engine.train.train`.
+
+        The KV cache's memory is released first: prefixes of earlier calls are forgotten.
+        """
+        trained = self.adapters.resolve(adapter)
+        assert trained is not None  # only None resolves to None
+        self._runner.cache.release()
+        return train(
+            self.model,
+            self.tokenizer,
+            trained,
+            examples,
+            config or TrainConfig(),
+            eval_examples=eval_examples,
+            progress=progress,
+            fingerprint=self.checkpoint.fingerprint(),
+        )
+
+    def _resolve(
+        self, adapter: AdapterChoice | Sequence[AdapterChoice]
+    ) -> Adapter | list[Adapter | None] | None:
+        if adapter is None or isinstance(adapter, str | Adapter):
+            return self.adapters.resolve(adapter)
+        return [self.adapters.resolve(each) for each in adapter]
+
+
+def _plan_cache(device: torch.device) -> int:
+    """Bytes for the KV cache: a share of what is free, on a CPU no more than is ever useful."""
+    budget = int(_CACHE_SHARE * free_memory(device))
+    return min(budget, _CACHE_CAP_CPU) if device.type == "cpu" else budget

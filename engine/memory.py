@@ -1,0 +1,40 @@
+"""How much memory a device has left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_UNKNOWN_MEMORY = 4 << 30
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that `device` has left: the accelerator's, or the process's own limit on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return _UNKNOWN_MEMORY
+    limits = [_available_in_system(), _available_in_group()]
+    return min((limit for limit in limits if limit is not None), default=_UNKNOWN_MEMORY)
+
+
+def _available_in_system() -> int | None:
+    """Linux's own estimate of what can be allocated without swapping."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def _available_in_group() -> int | None:
+    """What a container's limit (cgroup v2) leaves."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = (group / "memory.current").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return None if limit == "max" else max(0, int(limit) - int(used))
