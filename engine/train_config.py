@@ -88,7 +88,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise TrainingError(f"{name} must be a positive number, not {value}")
-        shares = {"betas": self.betas[0], "label_smoothing": self.label_smoothing}
+        shares = {"betas[0]": self.betas[0], "label_smoothing": self.label_smoothing}
         for name, value in {**shares, "betas[1]": self.betas[1]}.items():
             if not 0.0 <= value < 1.0:
                 raise TrainingError(f"{name} must be in [0, 1), not {value}")
