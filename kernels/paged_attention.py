@@ -139,13 +139,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -
 def _check_caches(k_cache: Tensor, v_cache: Tensor, x: Tensor, name: str) -> None:
     if k_cache.dim() != 4:
         raise ValueError(f"k_cache: expected [B, bs, Hkv, D], got {tuple(k_cache.shape)}")
-    if v_cache.shape != k_cache.shape or v_cache.dtype != k_cache.dtype:
-        raise ValueError(f"v_cache: {_describe(v_cache)} differs from k_cache")
     if k_cache.dtype != x.dtype or k_cache.device != x.device:
         raise ValueError(
             f"k_cache: {k_cache.dtype} on {k_cache.device} differs from {name}'s "
             f"{x.dtype} on {x.device}"
         )
+    if v_cache.shape != k_cache.shape or v_cache.dtype != k_cache.dtype:
+        raise ValueError(f"v_cache: {_describe(v_cache)} differs from k_cache")
 
 
 def _describe(x: Tensor) -> str:

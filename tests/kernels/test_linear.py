@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels import linear
+from tests.kernels.oracle import FORWARD, assert_close
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize(
+    ("rows", "n", "k"),
+    [(1, 4, 32), (63, 7, 80), (5, 1, 1), (13, 33, 17), (2, 6, 576), (64, 130, 65), (0, 5, 8)],
+)
+def test_linear(backend: str, dtype: torch.dtype, rows: int, n: int, k: int, bias: bool) -> None:
+    x, weight = torch.randn(rows, k, dtype=dtype), torch.randn(n, k, dtype=dtype)
+    b = torch.randn(n, dtype=dtype) if bias else None
+    exact = torch.nn.functional.linear(
+        x.double(), weight.double(), None if b is None else b.double()
+    )
+    assert_close(linear(x, weight, b), exact, FORWARD)
+
+
+def test_fp32_result_of_bf16_inputs(backend: str) -> None:
+    x, weight = torch.randn(9, 576).bfloat16(), torch.randn(50, 576).bfloat16()
+    out = linear(x, weight, out_dtype=torch.float32)
+    assert out.dtype == torch.float32
+    assert_close(out, x.double() @ weight.double().T, {torch.float32: 5e-3})
+
+
+def test_strided_inputs(backend: str, dtype: torch.dtype) -> None:
+    wide, weight = torch.randn(10, 100, dtype=dtype), torch.randn(64, 18, dtype=dtype)
+    for x in (wide[::3, 20:84], wide[:, :64], torch.randn(64, 5, dtype=dtype).T):
+        assert_close(linear(x, weight.T), x.double() @ weight.double(), FORWARD)
+
+
+def test_a_row_depends_on_itself_alone(native: str, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(700, 70, dtype=dtype), torch.randn(50, 70, dtype=dtype)
+    whole = linear(x, weight)
+    for rows in (slice(0, 1), slice(8, 15), slice(100, 164), slice(699, 700)):
+        assert torch.equal(whole[rows], linear(x[rows], weight))
+
+
+def test_bad_arguments() -> None:
+    x, weight = torch.randn(3, 8), torch.randn(5, 8)
+    with pytest.raises(ValueError, match=r"^x:"):
+        linear(x[:, :4], weight)
+    with pytest.raises(ValueError, match=r"^x:"):
+        linear(x.bfloat16(), weight)
+    with pytest.raises(ValueError, match=r"^bias:"):
+        linear(x, weight, torch.randn(4))
