@@ -7,6 +7,7 @@ llm.train(examples, TrainConfig(...), adapter="mine")
 llm.adapters.new("mine", LoraConfig(...))
 """
 
+import engine.neighbour  # noqa: F401  (stops here if `kernels` is another distribution's)
 from engine.errors import (
     AdapterError,
     CheckpointError,
