@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import TrainingError
@@ -88,7 +90,17 @@ class Gradients:
             micro.tokens, micro.positions, attend, lora, checkpoint=recompute
         )
         head = self.model.head
-        return linear_cross_entropy(hidden, head, micro.targets, micro.weights, smoothing)[0]
+        loss, _ = linear_cross_entropy(hidden, head, micro.targets, micro.weights, smoothing)
+        return loss.masked_fill(self._overflowed(micro.tokens, hidden.detach()), math.nan)
+
+    def _overflowed(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """Whether some row's residual outgrew the norm's fp32 squares (beyond 1e19), a scalar.
+
+        Such a row does not become NaN: the norm makes zeros of it, and of no sound row but one that
+        began as zeros (an untrained token's).
+        """
+        began = (F.embedding(tokens, self.model.embedding) != 0).any(dim=1)
+        return (began & (hidden == 0).all(dim=1)).any()
 
     def _sum(
         self, batch: Sequence[Encoded], compute: Callable[[MicroBatch, int], Tensor], where: str
@@ -106,7 +118,7 @@ class Gradients:
                 done.append(pending.pop(0))
         values = torch.stack(losses).tolist()  # the batch's only wait for the device
         for micro, value in zip(done, values, strict=True):
-            if value != value or abs(value) == float("inf"):
+            if not math.isfinite(value):
                 raise TrainingError(
                     f"{where}: the loss is {value}; {name_examples(micro.examples)}; "
                     "check them, or lower the learning rate"

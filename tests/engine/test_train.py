@@ -259,7 +259,7 @@ def limit_tokens(tiny: Setup, monkeypatch: pytest.MonkeyPatch, most: int) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_overflow_stops_with_step_and_examples(tmp_path: Path, dtype: torch.dtype) -> None:
-    tiny = tiny_setup(tmp_path, dtype=dtype)
+    tiny = tiny_setup(tmp_path, "llama2", dtype)
     tiny.model.embedding[7] = 3e38
     examples = [TrainExample([i % 3 + 10, 11], [12, 13]) for i in range(6)]
     examples[4] = TrainExample([7, 7], [7])
