@@ -29,10 +29,11 @@ class StopStrings:
 
     def finish(self) -> None:
         """No token will follow: takes in what was held back as half a character."""
-        if self.found is None:
-            self._add(self._detokenizer.finish())
+        self._add(self._detokenizer.finish())
 
     def _add(self, piece: str) -> None:
+        if self.found is not None:
+            return
         start = max(0, len(self.text) - self._overlap)
         self.text += piece
         hits = [(at, stop) for stop in self._stops if (at := self.text.find(stop, start)) >= 0]
