@@ -16,7 +16,8 @@ from torch import Tensor
 from kernels.dispatch import implementation
 
 IGNORED = -100
-_LOGIT_BYTES = 64 << 20
+_LOGIT_BYTES = 32 << 20  # of one chunk
+_MIN_ROWS = 256  # fewer rows a chunk would starve the matrix products
 
 
 def linear_cross_entropy(
@@ -73,8 +74,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         losses = torch.zeros((), dtype=wide, device=hidden.device)
         one_chunk = implementation("cross_entropy_chunk", hidden)
-        for rows in kept.split(max(1, _LOGIT_BYTES // (len(weight) * hidden.element_size()))):
-            logits = hidden[rows] @ weight.T
+        size = max(_MIN_ROWS, _LOGIT_BYTES // (len(weight) * hidden.element_size()))
+        buffer = hidden.new_empty(min(size, len(kept)), len(weight))
+        for rows in kept.split(size):
+            logits = torch.mm(hidden[rows], weight.T, out=buffer[: len(rows)])
             factor = None if weights is None else weights[rows].to(wide)
             loss, logprob = one_chunk(
                 logits, targets[rows], factor, label_smoothing, gradient is not None

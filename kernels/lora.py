@@ -80,17 +80,19 @@ def lora_add_(y: Tensor, x: Tensor, lora: Sequence[LoraSlice]) -> Tensor:
     """Adds the updates to a linear layer's output, in place, without gradients.
 
     Args:
-        y: `[T, N]`, the layer's output; rows may be strided.
+        y: `[T, N]`, the layer's output; rows may be strided, elements of a row contiguous.
         x: `[T, K]`, its input, same dtype; rows may be strided.
-        lora: the updates; `a` and `b` in the dtype of `x` or fp32.
+        lora: the updates; fastest with `a` and `b` in the dtype of `x` and `b.T` contiguous.
 
     Returns:
         `y`. On the CPU backend each row depends on its own row of `x` and `y` alone.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, or the rows of `y` are not contiguous.
     """
     _check(x, y.shape[-1], lora)
+    if y.stride(-1) != 1:
+        raise ValueError(f"y: elements of a row must be contiguous, got stride {y.stride(-1)}")
     if y.dim() != 2 or y.shape[0] != x.shape[0] or y.dtype != x.dtype:
         raise ValueError(f"y: {y.dtype} {list(y.shape)} does not fit x {x.dtype} {list(x.shape)}")
     return implementation("lora_add_", x)(y, x, lora)

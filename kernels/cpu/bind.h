@@ -13,7 +13,9 @@ T* pointer(uintptr_t address) {
 }
 
 void bind_attention(nanobind::module_& m);
+void bind_cross_entropy(nanobind::module_& m);
 void bind_linear(nanobind::module_& m);
+void bind_lora(nanobind::module_& m);
 void bind_norm(nanobind::module_& m);
 void bind_paged_attention(nanobind::module_& m);
 void bind_rope(nanobind::module_& m);

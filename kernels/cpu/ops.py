@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels import cpu
 from kernels.attention import Segments
+from kernels.lora import LoraSlice
 from kernels.sampling import SampleParams
 
 _C: Any = cpu.native
@@ -274,3 +275,48 @@ def paged_attention(
         window or 0,
     )
     return out
+
+
+_CROSS_ENTROPY = {torch.float32: _C.cross_entropy_f32, torch.bfloat16: _C.cross_entropy_bf16}
+
+
+def cross_entropy_chunk(
+    logits: Tensor, targets: Tensor, weights: Tensor | None, label_smoothing: float, grad: bool
+) -> tuple[Tensor, Tensor]:
+    rows, vocab = logits.shape
+    losses, logprobs = torch.empty(rows), torch.empty(rows)
+    _CROSS_ENTROPY[logits.dtype](
+        logits.data_ptr(),
+        rows,
+        vocab,
+        targets.data_ptr(),
+        _address(weights),
+        label_smoothing,
+        grad,
+        losses.data_ptr(),
+        logprobs.data_ptr(),
+    )
+    return losses, logprobs
+
+
+_LORA_ADD = {
+    (torch.float32, torch.float32): _C.lora_add_f32,
+    (torch.bfloat16, torch.bfloat16): _C.lora_add_bf16,
+    (torch.bfloat16, torch.float32): _C.lora_add_bf16_f32,
+}
+
+
+def lora_add_(y: Tensor, x: Tensor, lora: Sequence[LoraSlice]) -> Tensor:
+    if not lora:
+        return y
+    x = _rows(x)
+    wide = any(part.a.dtype != x.dtype or part.b.dtype != x.dtype for part in lora)
+    dtype = torch.float32 if wide else x.dtype
+    pairs = [(part.a.to(dtype).contiguous(), part.b.T.to(dtype).contiguous()) for part in lora]
+    slices = [
+        (a.data_ptr(), b.data_ptr(), *b.shape, part.start, part.scale)
+        for (a, b), part in zip(pairs, lora, strict=True)
+    ]
+    at = y.data_ptr(), y.stride(0), x.data_ptr(), x.stride(0), *x.shape
+    _LORA_ADD[x.dtype, dtype](*at, slices)
+    return y
