@@ -76,7 +76,7 @@ def stop_at(step: int) -> Callable[[TrainProgress], None]:
 
 
 @pytest.mark.parametrize("patience", [None, 3])
-@pytest.mark.parametrize("step", [1, 3, 5, 16, 25])
+@pytest.mark.parametrize("step", [1, 6, 17])
 def test_an_interrupted_run_goes_on_exactly(
     tiny: Setup, tmp_path: Path, step: int, patience: int | None
 ) -> None:
