@@ -1,4 +1,4 @@
-"""Steps keep to their budgets, share what is being computed, and survive a cache that is too small."""
+"""Steps keep to their budgets, share what is in flight, and survive a cache that is too small."""
 
 from __future__ import annotations
 
