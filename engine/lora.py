@@ -149,10 +149,15 @@ class Adapter:
         key = (layer, linear, dtype)
         if key not in self._cast:
             self._cast[key] = [
-                LoraSlice(s.a.detach().to(dtype), s.b.detach().to(dtype), s.start, s.scale)
+                LoraSlice(s.a.detach().to(dtype), _columns(s.b, dtype), s.start, s.scale)
                 for s in self.slices(layer, linear)
             ]
         return self._cast[key]
+
+
+def _columns(b: Tensor, dtype: torch.dtype) -> Tensor:
+    """`b` stored so that its transpose is contiguous, as `lora_add_` reads it."""
+    return b.detach().to(dtype).T.contiguous().T
 
 
 def _order(key: Key) -> tuple[int, int]:

@@ -30,7 +30,7 @@ def linear_cross_entropy(
     """Weighted sum of the tokens' cross-entropies, differentiable in `hidden`.
 
     Args:
-        hidden: `[T, D]`.
+        hidden: `[T, D]`; the logits are rounded to its dtype, all that follows is in fp32.
         weight: `[V, D]`, the output head, same dtype, frozen.
         targets: `[T]` int64; rows with -100 are ignored and cost nothing.
         weights: `[T]` fp32 factor of each token's loss, or None for 1.
