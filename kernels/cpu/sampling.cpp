@@ -47,7 +47,7 @@ struct Scratch {
   std::vector<float> adjusted;  // the row after bias and penalty
   std::vector<uint8_t> marks;   // zero between rows
   std::vector<double> block_sums;
-  std::vector<float> values, weights;
+  std::vector<float> weights;
   std::vector<int64_t> sorted;
   Selector selector;
   Candidates found;
@@ -158,14 +158,11 @@ struct Filters {
 
 // The threshold that top_p sets among the found that reach the k-th value.
 float nucleus_threshold(const Filters& f, float kth, float peak, double total, Scratch& s) {
-  s.values.clear();
-  for (int64_t i = 0; i < s.found.count; ++i)
-    if (s.found.values[i] >= kth) s.values.push_back(s.found.values[i]);
-  const int64_t n = int64_t(s.values.size());
-  weigh_each(s.values.data(), n, -kInfinity, peak, 1 / f.temperature, s.weights);
-  s.weights.resize(n);
-  if (f.top_k) total = std::accumulate(s.weights.begin(), s.weights.end(), 0.0);
-  return weighted_threshold(s.values, s.weights, f.top_p * total, peak, 1 / f.temperature);
+  const float *values = s.found.values.data(), scale = 1 / f.temperature;
+  const int64_t n = s.found.count;
+  weigh_each(values, n, kth, peak, scale, s.weights);
+  if (f.top_k) total = std::accumulate(s.weights.begin(), s.weights.begin() + n, 0.0);
+  return s.selector.weighted_threshold(values, s.weights.data(), n, f.top_p * total, peak, scale);
 }
 
 // Leaves in s.found a superset of what the filters keep; returns the smallest logit they keep.

@@ -76,6 +76,12 @@ class Selector {
     return kth_largest(work_, k);
   }
 
+  // The largest of n values (none above `peak`) for which the weights of all that reach it sum to
+  // `target` or more: a histogram over (peak - value) * scale, 32 bins per unit, finds the bin that
+  // holds the answer, and weighted_quickselect runs on that bin alone. Zero weights do not count.
+  float weighted_threshold(const float* values, const float* weights, int64_t n, double target,
+                           float peak, float scale);
+
   // The elements >= bound.
   static void collect(const float* row, int64_t n, float bound, Candidates& found);
 
@@ -85,7 +91,7 @@ class Selector {
     return values[k - 1];
   }
 
-  std::vector<float> work_;
+  std::vector<float> work_, work_weights_;
 };
 
 inline void Selector::collect(const float* row, int64_t n, float bound, Candidates& found) {
@@ -150,15 +156,12 @@ inline float weighted_quickselect(std::vector<float>& values, std::vector<float>
   }
 }
 
-// The same for many values, none above `peak`: a histogram over (peak - value) * scale, 32 bins per
-// unit, finds the bin that holds the answer, and the quickselect runs on that bin alone.
-inline float weighted_threshold(std::vector<float>& values, std::vector<float>& weights,
-                                double target, float peak, float scale) {
+inline float Selector::weighted_threshold(const float* values, const float* weights, int64_t n,
+                                          double target, float peak, float scale) {
   constexpr int kBins = 512;
   const auto bin_of = [&](float value) {
     return int(std::min((peak - value) * scale * 32, float(kBins - 1)));
   };
-  const int64_t n = int64_t(values.size());
   std::array<double, kBins> sums{};
   for (int64_t i = 0; i < n; ++i) sums[bin_of(values[i])] += weights[i];
   int chosen = 0;
@@ -167,14 +170,13 @@ inline float weighted_threshold(std::vector<float>& values, std::vector<float>& 
     if (sums[bin] > 0) chosen = bin, above = sum;
     sum += sums[bin];
   }
-  int64_t count = 0;
+  work_.clear(), work_weights_.clear();
   for (int64_t i = 0; i < n; ++i) {
-    if (bin_of(values[i]) != chosen) continue;
-    values[count] = values[i];
-    weights[count++] = weights[i];
+    if (bin_of(values[i]) != chosen || weights[i] <= 0) continue;
+    work_.push_back(values[i]);
+    work_weights_.push_back(weights[i]);
   }
-  values.resize(count), weights.resize(count);
-  return weighted_quickselect(values, weights, target - above);
+  return weighted_quickselect(work_, work_weights_, target - above);
 }
 
 }  // namespace selfguide
