@@ -12,19 +12,6 @@
 namespace selfguide {
 namespace {
 
-// Calls body(first element, count) for each vector of 0..n; only the last may be partial.
-template <typename Body>
-inline void vectors(int64_t n, const Body& body) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) body(i, kLanes);
-  if (i < n) body(i, n - i);
-}
-
-template <typename T>
-inline vec load_up_to(const T* p, int64_t n) {
-  return n == kLanes ? load(p) : load_partial(p, n);
-}
-
 struct Extent {
   float top, total;
 };
@@ -33,8 +20,8 @@ struct Extent {
 template <typename T>
 Extent extent(const T* row, int64_t n) {
   vec top = splat(to_float(row[0])), total{};
-  vectors(n, [&](int64_t i, int64_t count) {
-    const vec x = load_up_to(row + i, count);
+  for_vectors(n, [&](int64_t i, int64_t count) {
+    const vec x = load_some(row + i, count);
     total += x;
     top = max(top, x);
     if (count < kLanes)  // the zeros behind the end are no logits
@@ -46,8 +33,8 @@ Extent extent(const T* row, int64_t n) {
 template <typename T>
 float log_sum_exp(const T* row, int64_t n, float top) {
   vec total{};
-  vectors(n, [&](int64_t i, int64_t count) {
-    vec e = exp(load_up_to(row + i, count) - top);
+  for_vectors(n, [&](int64_t i, int64_t count) {
+    vec e = exp(load_some(row + i, count) - top);
     for (int64_t j = count; j < kLanes; ++j) e[j] = 0.0f;
     total += e;
   });
@@ -57,12 +44,9 @@ float log_sum_exp(const T* row, int64_t n, float top) {
 // row = weight * (softmax(row) - even)
 template <typename T>
 void differentiate(T* row, int64_t n, float lse, float weight, float even) {
-  vectors(n, [&](int64_t i, int64_t count) {
-    const vec x = (exp(load_up_to(row + i, count) - lse) - even) * weight;
-    if (count == kLanes)
-      store(row + i, x);
-    else
-      store_partial(row + i, x, count);
+  for_vectors(n, [&](int64_t i, int64_t count) {
+    const vec x = (exp(load_some(row + i, count) - lse) - even) * weight;
+    store_some(row + i, x, count);
   });
 }
 
