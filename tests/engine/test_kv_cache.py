@@ -125,6 +125,13 @@ class CacheMachine(RuleBasedStateMachine):
                 expected = [content(one, position) for position in range(one.computed)]
                 assert blocks[: one.computed].tolist() == expected
 
+    @invariant()
+    def no_cached_block_is_out_of_reach(self) -> None:
+        nodes = [self.cache.tree.root(None), self.cache.tree.root(7)]
+        for node in nodes:
+            nodes += node.children.values()
+        assert len(nodes) - 2 == len(self.cache.tree)
+
     def teardown(self) -> None:
         self.step()
         self.contents_are_the_sequences_own()
@@ -133,7 +140,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.pool.available == BLOCKS
 
 
-CacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+CacheMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 TestCacheMachine = CacheMachine.TestCase
 
 
