@@ -147,8 +147,8 @@ def _attention() -> Case:
     segments = kernels.Segments(ends, alone)
 
     def eager() -> Tensor:
-        heads = (x.transpose(0, 1)[None] for x in (q, k, v))
-        out = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
+        first, second, third = (x.transpose(0, 1)[None] for x in (q, k, v))
+        out = F.scaled_dot_product_attention(first, second, third, is_causal=True, enable_gqa=True)
         return out[0].transpose(0, 1)
 
     return Case(
