@@ -8,6 +8,7 @@ llm.adapters.new("mine", LoraConfig(...))
 """
 
 import engine.neighbour  # noqa: F401  (stops here if `kernels` is another distribution's)
+from engine.adapters.lora import Adapter, LoraConfig
 from engine.errors import (
     AdapterError,
     CheckpointError,
@@ -17,12 +18,11 @@ from engine.errors import (
     TrainingError,
 )
 from engine.llm import LLM, load
-from engine.lora import Adapter, LoraConfig
-from engine.progress import Progress
-from engine.sample import Completion
-from engine.sampling_params import SamplingParams
-from engine.score import Scored
-from engine.train_config import TrainConfig, TrainExample, TrainProgress, TrainResult
+from engine.serving.progress import Progress
+from engine.serving.sample import Completion
+from engine.serving.sampling_params import SamplingParams
+from engine.serving.score import Scored
+from engine.training.config import TrainConfig, TrainExample, TrainProgress, TrainResult
 
 __all__ = [
     "LLM",

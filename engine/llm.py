@@ -7,24 +7,24 @@ from pathlib import Path
 
 import torch
 
-from engine.adapters import Adapters
+from engine.adapters.collection import Adapters
+from engine.adapters.lora import Adapter
 from engine.checkpoint import Checkpoint, open_checkpoint
 from engine.errors import EngineError
-from engine.generate import generate
-from engine.kv_cache import KVCache
-from engine.lora import Adapter
 from engine.memory import free_memory
 from engine.model import Llama, load_model
-from engine.progress import Progress
-from engine.prompts import Text
-from engine.runner import Runner
-from engine.sample import Completion
-from engine.sampling_params import SamplingParams
-from engine.scheduler import Stats
-from engine.score import Scored, score
-from engine.train import train
-from engine.train_config import Progress as TrainingProgress
-from engine.train_config import TrainConfig, TrainExample, TrainResult
+from engine.serving.generate import generate
+from engine.serving.kv_cache import KVCache
+from engine.serving.progress import Progress
+from engine.serving.prompts import Text
+from engine.serving.runner import Runner
+from engine.serving.sample import Completion
+from engine.serving.sampling_params import SamplingParams
+from engine.serving.scheduler import Stats
+from engine.serving.score import Scored, score
+from engine.training.config import Progress as TrainingProgress
+from engine.training.config import TrainConfig, TrainExample, TrainResult
+from engine.training.train import train
 
 AdapterChoice = str | Adapter | None
 """An adapter's name, an adapter, or None for the one in use (`llm.adapters.use`)."""
@@ -120,7 +120,7 @@ class LLM:
         adapter: AdapterChoice | Sequence[AdapterChoice] = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> list[Completion]:
-        """Continues prompts; see `engine.generate.generate`.
+        """Continues prompts; see `engine.serving.generate.generate`.
 
         Args:
             prompts: texts or token ids.
@@ -144,7 +144,7 @@ class LLM:
         completions: Sequence[Text] | Sequence[Sequence[Text]],
         adapter: AdapterChoice | Sequence[AdapterChoice] = None,
     ) -> list[Scored] | list[list[Scored]]:
-        """Log-probabilities of completions that follow prompts; see `engine.score.score`."""
+        """Log-probabilities of completions that follow prompts: `engine.serving.score.score`."""
         return score(self._runner, prompts, completions, self._resolve(adapter))
 
     def train(
@@ -156,7 +156,7 @@ class LLM:
         eval_examples: Sequence[TrainExample] = (),
         progress: TrainingProgress | None = None,
     ) -> TrainResult:
-        """Finetunes an adapter on examples; see `engine.train.train`.
+        """Finetunes an adapter on examples; see `engine.training.train.train`.
 
         The KV cache's memory is released first: prefixes of earlier calls are forgotten.
         """

@@ -18,7 +18,7 @@ from engine.config import ModelConfig, config_to_hf
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from engine.tokenizer import Tokenizer
+    from engine.text.tokenizer import Tokenizer
 
 # Tensors are decoded by rows, about this many numbers at a time, so that loading needs little
 # memory beside the model. Files are read, not mapped: touched pages of a map count as resident.

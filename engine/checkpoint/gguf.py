@@ -18,7 +18,7 @@ from engine.checkpoint.gguf_file import read_head
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from engine.tokenizer import Tokenizer
+    from engine.text.tokenizer import Tokenizer
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _IN_LAYER = {
@@ -62,7 +62,7 @@ class GgufCheckpoint(Checkpoint):
         super().__init__(file, file, config, stored)
 
     def tokenizer(self) -> Tokenizer:
-        from engine.tokenizer import Tokenizer
+        from engine.text.tokenizer import Tokenizer
 
         return Tokenizer.from_gguf(self.metadata, where=str(self.path))
 

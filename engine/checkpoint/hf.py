@@ -17,7 +17,7 @@ from engine.config import config_from_hf
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from engine.tokenizer import Tokenizer
+    from engine.text.tokenizer import Tokenizer
 
 _DTYPES = {
     "F64": torch.float64,
@@ -43,7 +43,7 @@ class HfCheckpoint(Checkpoint):
         super().__init__(folder, index, config, stored)
 
     def tokenizer(self) -> Tokenizer:
-        from engine.tokenizer import Tokenizer
+        from engine.text.tokenizer import Tokenizer
 
         return Tokenizer.from_folder(self.path)
 

@@ -10,13 +10,13 @@ import torch
 
 from engine.checkpoint import open_checkpoint
 from engine.config import ModelConfig
-from engine.generate import generate
-from engine.kv_cache import KVCache
 from engine.model import Llama, load_model
-from engine.runner import Runner
-from engine.sample import Completion
-from engine.sampling_params import SamplingParams
-from engine.tokenizer import Tokenizer
+from engine.serving.generate import generate
+from engine.serving.kv_cache import KVCache
+from engine.serving.runner import Runner
+from engine.serving.sample import Completion
+from engine.serving.sampling_params import SamplingParams
+from engine.text.tokenizer import Tokenizer
 from tests.engine import tiny_models, tiny_tokenizers
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from engine.chat import ChatTemplate
 from engine.errors import TokenizerError
-from engine.tokenizer import Tokenizer
+from engine.text.chat import ChatTemplate
+from engine.text.tokenizer import Tokenizer
 from tests.engine.tiny_tokenizers import byte_level_folder, sentencepiece_folder
 
 CHATML_WITH_DEFAULT = """{% for message in messages %}

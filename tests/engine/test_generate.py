@@ -11,12 +11,12 @@ import torch
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM
 
+from engine.adapters.lora import LoraConfig, new_adapter
 from engine.errors import RequestError
-from engine.generate import generate
-from engine.lora import LoraConfig, new_adapter
-from engine.progress import Progress
-from engine.sampling_params import SamplingParams
-from engine.stop import StopStrings
+from engine.serving.generate import generate
+from engine.serving.progress import Progress
+from engine.serving.sampling_params import SamplingParams
+from engine.serving.stop import StopStrings
 from tests.engine import serving_setup as setup
 from tests.engine import tiny_models
 from tests.engine.serving_setup import VOCAB, first, greedy, results, runner

@@ -11,10 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from engine.block_pool import BlockPool
 from engine.errors import RequestError
-from engine.kv_cache import Holding, KVCache, blocks_for
-from engine.prefix_tree import BLOCK_SIZE
+from engine.serving.block_pool import BlockPool
+from engine.serving.kv_cache import Holding, KVCache, blocks_for
+from engine.serving.prefix_tree import BLOCK_SIZE
 from tests.engine import serving_setup
 
 BLOCKS = 10

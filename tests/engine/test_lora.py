@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.adapters import Adapters
-from engine.checkpoint import open_checkpoint
-from engine.errors import AdapterError
-from engine.lora import (
+from engine.adapters.collection import Adapters
+from engine.adapters.lora import (
     TARGETS,
     Adapter,
     InferenceLora,
@@ -22,8 +20,10 @@ from engine.lora import (
     module_name,
     new_adapter,
 )
+from engine.checkpoint import open_checkpoint
+from engine.errors import AdapterError
 from engine.model import Llama, Projections, load_model
-from engine.packing import PackedAttention
+from engine.training.packing import PackedAttention
 from kernels import Segments
 from tests.engine.training_setup import CPU, Setup, random_ids, tiny_setup, trained_values
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import kernels
+from engine.adapters.lora import NoLora
 from engine.checkpoint import open_checkpoint
-from engine.lora import NoLora
 from engine.model import Llama, load_model
-from engine.packing import PackedAttention
+from engine.training.packing import PackedAttention
 from kernels import Segments
 from tests.engine import tiny_models
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from engine.optim import AdamW, FlatTensors, clip_
-from engine.schedule import Schedule, learning_rate
+from engine.training.optim import AdamW, FlatTensors, clip_
+from engine.training.schedule import Schedule, learning_rate
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.packing import MIN_PREFIX, Encoded, MicroBatch, pack, share
+from engine.training.packing import MIN_PREFIX, Encoded, MicroBatch, pack, share
 from kernels.cross_entropy import IGNORED
 
 _BASE = tuple(random.Random(0).choices(range(50), k=80))

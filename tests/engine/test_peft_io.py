@@ -14,10 +14,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from engine.adapters import Adapters
+from engine.adapters.collection import Adapters
+from engine.adapters.lora import Adapter, LoraConfig, LoraPair
+from engine.adapters.peft_io import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter
 from engine.errors import AdapterError
-from engine.lora import Adapter, LoraConfig, LoraPair
-from engine.peft_io import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter
 from tests.engine.test_lora import alone, randomise
 from tests.engine.training_setup import CPU, Setup, random_ids, tiny_setup, trained_values
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.prefix_tree import BLOCK_SIZE, Node, PrefixTree
+from engine.serving.prefix_tree import BLOCK_SIZE, Node, PrefixTree
 
 TOKENS = list(range(3 * BLOCK_SIZE))
 

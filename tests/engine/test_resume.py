@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpointing import FILE
+from engine.adapters.lora import Adapter
 from engine.errors import TrainingError
-from engine.lora import Adapter
-from engine.train import TrainConfig, TrainProgress, TrainResult, train
+from engine.training.run_state import FILE
+from engine.training.train import TrainConfig, TrainProgress, TrainResult, train
 from tests.engine.training_setup import (
     Setup,
     examples_with_prefixes,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine.errors import RequestError
-from engine.sampling_params import SamplingParams
+from engine.serving.sampling_params import SamplingParams
 
 
 @pytest.mark.parametrize(

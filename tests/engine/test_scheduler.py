@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine.lora import Adapter, LoraConfig, new_adapter
-from engine.prefix_tree import BLOCK_SIZE
-from engine.scheduler import Scheduler, Stats, Step
-from engine.sequence import Sequence
+from engine.adapters.lora import Adapter, LoraConfig, new_adapter
+from engine.serving.prefix_tree import BLOCK_SIZE
+from engine.serving.scheduler import Scheduler, Stats, Step
+from engine.serving.sequence import Sequence
 from tests.engine import serving_setup
 
 

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engine.errors import RequestError
-from engine.generate import generate
-from engine.score import score
+from engine.serving.generate import generate
+from engine.serving.score import score
 from tests.engine import serving_setup as setup
 from tests.engine.serving_setup import greedy, runner
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
 from engine.errors import TokenizerError
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 from tests.engine.tiny_tokenizers import (
     CHATML,
     SPECIAL_TOKENS,

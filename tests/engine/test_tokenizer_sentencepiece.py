@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from engine.errors import TokenizerError
-from engine.sentencepiece_model import SentencePieceModel, build
-from engine.tokenizer import Tokenizer
+from engine.text.sentencepiece_model import SentencePieceModel, build
+from engine.text.tokenizer import Tokenizer
 from tests.engine.tiny_tokenizers import (
     corpus,
     nasty_texts,

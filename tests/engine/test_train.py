@@ -14,14 +14,14 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from engine.adapters.lora import Adapter
+from engine.adapters.peft_io import save_adapter
 from engine.errors import TrainingError
-from engine.gradients import Gradients, total_weight
-from engine.lora import Adapter
-from engine.optim import FlatTensors
-from engine.peft_io import save_adapter
-from engine.schedule import learning_rate
-from engine.train import TrainConfig, TrainExample, TrainProgress, train
-from engine.train_data import step_batch
+from engine.training.examples import step_batch
+from engine.training.gradients import Gradients, total_weight
+from engine.training.optim import FlatTensors
+from engine.training.schedule import learning_rate
+from engine.training.train import TrainConfig, TrainExample, TrainProgress, train
 from tests.engine.training_setup import (
     Setup,
     encode,

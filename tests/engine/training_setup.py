@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
+from engine.adapters.lora import Adapter, LoraConfig, LoraPair, new_adapter
 from engine.checkpoint import Checkpoint, open_checkpoint
-from engine.lora import Adapter, LoraConfig, LoraPair, new_adapter
 from engine.model import Llama, load_model
-from engine.packing import Encoded
-from engine.tokenizer import Tokenizer
-from engine.train_config import TrainExample
+from engine.text.tokenizer import Tokenizer
+from engine.training.config import TrainExample
+from engine.training.packing import Encoded
 from tests.engine import tiny_models, tiny_tokenizers
 
 CPU = torch.device("cpu")

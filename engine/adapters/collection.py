@@ -9,11 +9,11 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from engine.adapters.lora import Adapter, Key, LoraConfig, LoraPair, module_name, new_adapter
+from engine.adapters.peft_io import load_adapter, save_adapter
 from engine.checkpoint import Checkpoint, required_shapes, save_hf
 from engine.config import ModelConfig
 from engine.errors import AdapterError
-from engine.lora import Adapter, Key, LoraConfig, LoraPair, module_name, new_adapter
-from engine.peft_io import load_adapter, save_adapter
 
 
 class Adapters:
@@ -77,7 +77,7 @@ class Adapters:
         """Reads an adapter in the PEFT layout; its name is the folder's unless given.
 
         Raises:
-            AdapterError: see `engine.peft_io.load_adapter`.
+            AdapterError: see `engine.adapters.peft_io.load_adapter`.
         """
         name = name or Path(folder).expanduser().resolve().name
         self._require_free(name)

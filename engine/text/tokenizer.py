@@ -13,12 +13,12 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from engine.chat import ChatTemplate, Messages
-from engine.detokenizer import Decoding
 from engine.errors import TokenizerError
 from engine.files import write_atomic, write_json
-from engine.gguf_vocabulary import adds_bos, build_backend
-from engine.tokenizer_folder import frame, read_folder
+from engine.text.chat import ChatTemplate, Messages
+from engine.text.detokenizer import Decoding
+from engine.text.folder import frame, read_folder
+from engine.text.gguf_vocabulary import adds_bos, build_backend
 
 _GGUF_SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token",
                  "padding": "pad_token"}  # fmt: skip

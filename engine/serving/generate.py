@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.constraint import TrieNode, token_trie
+from engine.adapters.lora import Adapter
 from engine.errors import RequestError
-from engine.lora import Adapter
-from engine.progress import Meter, Progress
-from engine.prompts import Text, check_ids, encode_prompts, one_per_prompt
-from engine.runner import Runner
-from engine.sample import Completion, Request, Sample
-from engine.sampling_params import SamplingParams
-from engine.scheduler import Scheduler, Step
+from engine.serving.constraint import TrieNode, token_trie
+from engine.serving.progress import Meter, Progress
+from engine.serving.prompts import Text, check_ids, encode_prompts, one_per_prompt
+from engine.serving.runner import Runner
+from engine.serving.sample import Completion, Request, Sample
+from engine.serving.sampling_params import SamplingParams
+from engine.serving.scheduler import Scheduler, Step
 from kernels.sampling import Biases, IdLists, SampleParams, sample, top_logprobs
 
 

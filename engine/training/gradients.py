@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.adapters.lora import Adapter, TrainingLora
 from engine.errors import TrainingError
-from engine.lora import Adapter, TrainingLora
 from engine.model import Llama
-from engine.optim import FlatTensors
-from engine.packing import Encoded, MicroBatch, PackedAttention, pack
 from engine.seeds import mix
-from engine.train_config import TrainConfig
+from engine.training.config import TrainConfig
+from engine.training.optim import FlatTensors
+from engine.training.packing import Encoded, MicroBatch, PackedAttention, pack
 from kernels import linear_cross_entropy
 
 

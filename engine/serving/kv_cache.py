@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.block_pool import BlockPool
 from engine.config import ModelConfig
 from engine.errors import RequestError
-from engine.prefix_tree import BLOCK_SIZE, Node, PrefixTree
+from engine.serving.block_pool import BlockPool
+from engine.serving.prefix_tree import BLOCK_SIZE, Node, PrefixTree
 
 
 def blocks_for(tokens: int) -> int:

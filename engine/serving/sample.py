@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from engine.constraint import TrieNode
-from engine.lora import Adapter
-from engine.sampling_params import SamplingParams
+from engine.adapters.lora import Adapter
 from engine.seeds import mix
-from engine.sequence import Sequence
-from engine.stop import StopStrings
-from engine.tokenizer import Tokenizer
+from engine.serving.constraint import TrieNode
+from engine.serving.sampling_params import SamplingParams
+from engine.serving.sequence import Sequence
+from engine.serving.stop import StopStrings
+from engine.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "error"]
 

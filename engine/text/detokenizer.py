@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer as Backend
 
 if TYPE_CHECKING:
-    from engine.tokenizer import Tokenizer
+    from engine.text.tokenizer import Tokenizer
 
 _TEXT_STEPS = {"Replace", "ByteFallback", "Fuse", "Strip"}
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpointing import RunState, load_run, save_run
+from engine.adapters.lora import Adapter
 from engine.errors import TrainingError
-from engine.gradients import Gradients, name_examples
-from engine.lora import Adapter
 from engine.model import Llama
-from engine.optim import AdamW, FlatTensors, clip_
-from engine.packing import Encoded
-from engine.schedule import learning_rate
-from engine.tokenizer import Tokenizer
-from engine.train_config import Progress, TrainConfig, TrainExample, TrainProgress, TrainResult
-from engine.train_data import encode_examples, step_batch, steps_per_epoch
-from engine.train_memory import plan_micro_batch
+from engine.text.tokenizer import Tokenizer
+from engine.training.config import Progress, TrainConfig, TrainExample, TrainProgress, TrainResult
+from engine.training.examples import encode_examples, step_batch, steps_per_epoch
+from engine.training.gradients import Gradients, name_examples
+from engine.training.memory import plan_micro_batch
+from engine.training.optim import AdamW, FlatTensors, clip_
+from engine.training.packing import Encoded
+from engine.training.run_state import RunState, load_run, save_run
+from engine.training.schedule import learning_rate
 
 __all__ = ["TrainConfig", "TrainExample", "TrainProgress", "TrainResult", "train"]
 

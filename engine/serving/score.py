@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.adapters.lora import Adapter
 from engine.errors import RequestError
-from engine.lora import Adapter
-from engine.prompts import Text, check_ids, encode_prompts, one_per_prompt
-from engine.runner import Runner
-from engine.scheduler import Scheduler, Step
-from engine.sequence import Sequence
+from engine.serving.prompts import Text, check_ids, encode_prompts, one_per_prompt
+from engine.serving.runner import Runner
+from engine.serving.scheduler import Scheduler, Step
+from engine.serving.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)

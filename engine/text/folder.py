@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, processors
 
 from engine.errors import TokenizerError
-from engine.sentencepiece_model import SentencePieceModel, build
+from engine.text.sentencepiece_model import SentencePieceModel, build
 
 SPECIAL_NAMES = tuple(
     f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")

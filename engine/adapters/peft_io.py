@@ -9,11 +9,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from engine.adapters.lora import Adapter, Key, LoraPair, module_name, target_shape
+from engine.adapters.peft_config import PeftSettings, settings_of
 from engine.config import ModelConfig
 from engine.errors import AdapterError
 from engine.files import write_atomic, write_json
-from engine.lora import Adapter, Key, LoraPair, module_name, target_shape
-from engine.peft_config import PeftSettings, settings_of
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

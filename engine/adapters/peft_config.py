@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.adapters.lora import TARGETS, Adapter, Key, LoraConfig, module_name
 from engine.config import ModelConfig
 from engine.errors import AdapterError
-from engine.lora import TARGETS, Adapter, Key, LoraConfig, module_name
 
 _OUTSIDE = ("lm_head", "model.embed_tokens")
 # Settings that change what the tensors mean; None, False and "empty" switch them off.

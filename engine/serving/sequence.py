@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.kv_cache import Holding
-from engine.lora import Adapter
+from engine.adapters.lora import Adapter
+from engine.serving.kv_cache import Holding
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

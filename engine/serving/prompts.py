@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from engine.errors import RequestError
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 Text = str | Sequence[int]

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.kv_cache import Holding, KVCache, blocks_for
-from engine.lora import Adapter
-from engine.prefix_tree import BLOCK_SIZE
-from engine.sequence import Sequence, Slots
+from engine.adapters.lora import Adapter
+from engine.serving.kv_cache import Holding, KVCache, blocks_for
+from engine.serving.prefix_tree import BLOCK_SIZE
+from engine.serving.sequence import Sequence, Slots
 
 S = TypeVar("S", bound=Sequence)
 

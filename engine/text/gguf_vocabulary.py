@@ -12,7 +12,13 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from engine.errors import TokenizerError
-from engine.sentencepiece_model import Piece, PieceType, SentencePieceModel, added_tokens, build
+from engine.text.sentencepiece_model import (
+    Piece,
+    PieceType,
+    SentencePieceModel,
+    added_tokens,
+    build,
+)
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SYMBOLS_AND_SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from engine.config import ModelConfig
-from engine.kv_cache import KVCache
-from engine.scheduler import S, Step
+from engine.serving.kv_cache import KVCache
+from engine.serving.scheduler import S, Step
 from kernels import paged_attention, store_kv
 
 

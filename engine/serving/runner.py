@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 import kernels
-from engine.kv_cache import KVCache
-from engine.lora import InferenceLora
+from engine.adapters.lora import InferenceLora
 from engine.model import Llama
-from engine.paged import PagedAttention
-from engine.prefix_tree import BLOCK_SIZE
-from engine.scheduler import S, Scheduler, Stats, Step
-from engine.tokenizer import Tokenizer
+from engine.serving.kv_cache import KVCache
+from engine.serving.paged import PagedAttention
+from engine.serving.prefix_tree import BLOCK_SIZE
+from engine.serving.scheduler import S, Scheduler, Stats, Step
+from engine.text.tokenizer import Tokenizer
 
 LOGITS_BYTES = 32 << 20
 """Logits are made for as many rows at a time as fit in this."""

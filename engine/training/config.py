@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from engine.errors import TrainingError
-from engine.schedule import Schedule
+from engine.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TrainConfig:
     Args:
         epochs: passes over the examples.
         batch_size: examples per optimizer step; an epoch's last step may have fewer.
-        lr: peak learning rate; see `engine.schedule` for `schedule` and `warmup_ratio`.
+        lr: peak learning rate; see `engine.training.schedule` for `schedule` and `warmup_ratio`.
         weight_decay, betas, eps: of AdamW.
         max_grad_norm: the gradient is scaled down to this norm; None for never.
         label_smoothing: share of the target mass spread over the vocabulary, in [0, 1).

@@ -9,10 +9,10 @@ import torch
 
 from engine.config import ModelConfig
 from engine.errors import TrainingError
-from engine.packing import Encoded
 from engine.seeds import mix
-from engine.tokenizer import Tokenizer
-from engine.train_config import TrainConfig, TrainExample
+from engine.text.tokenizer import Tokenizer
+from engine.training.config import TrainConfig, TrainExample
+from engine.training.packing import Encoded
 
 
 def encode_examples(

@@ -1,0 +1,1 @@
+"""LoRA adapters: their tensors, the collection a model has at hand, PEFT's files."""

@@ -1,0 +1,1 @@
+"""Generation and scoring: the paged cache, the scheduler, and the requests they serve."""

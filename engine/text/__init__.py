@@ -1,0 +1,1 @@
+"""Text to token ids and back: tokenizers of every form, chat templates, incremental decoding."""

@@ -1,0 +1,1 @@
+"""Finetuning an adapter: packing, gradients, optimizer, exact resumption."""
