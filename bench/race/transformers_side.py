@@ -87,13 +87,14 @@ class Transformers:
             labels = ids.masked_fill(mask == 0, _IGNORED)
             for row, (prompt, _) in zip(labels, micro, strict=True):
                 row[: len(prompt)] = _IGNORED
-            loss = self.tuned(
-                input_ids=ids,
-                attention_mask=mask,
-                labels=labels,
-                num_items_in_batch=targets,
-                use_cache=False,
-            ).loss
+            with torch.autocast("cpu", torch.bfloat16):  # fp32 LoRA weights, products in bf16
+                loss = self.tuned(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    labels=labels,
+                    num_items_in_batch=targets,
+                    use_cache=False,
+                ).loss
             loss.backward()
             total += loss.item()
         return total
