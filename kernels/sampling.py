@@ -142,8 +142,8 @@ def sample(logits: Tensor, params: SampleParams) -> tuple[Tensor, Tensor]:
     """Draws one token per row.
 
     In this order (names and meanings as in Hugging Face's generate): logit bias; repetition
-    penalty (a seen logit is divided by it if positive, else multiplied); temperature; top_k;
-    top_p; min_p; allowed ids. Then inverse transform sampling in the order of token ids, with one
+    penalty (a seen logit is divided by it if positive, else multiplied); allowed ids; temperature;
+    top_k; top_p; min_p. Then inverse transform sampling in the order of token ids, with one
     number of `kernels.philox.uniform(seed, position)`.
 
     * top_k keeps the k largest logits, and all that tie with the k-th.
@@ -159,8 +159,8 @@ def sample(logits: Tensor, params: SampleParams) -> tuple[Tensor, Tensor]:
 
     Returns:
         tokens `[R]` int64, and their log-probabilities `[R]` fp32 under the softmax of the
-        unmodified logits. Where nothing can be drawn (a logit is NaN or +inf, all are -inf, or
-        filters and allowed ids leave no token) the token is -1 and its log-probability -inf.
+        unmodified logits. Where nothing can be drawn (a logit is NaN or +inf, or all, or all that
+        are allowed, are -inf) the token is -1 and its log-probability -inf.
         A row depends on nothing but its own logits and settings.
 
     Raises:
@@ -236,17 +236,16 @@ def sample_reference(logits: Tensor, params: SampleParams) -> tuple[Tensor, Tens
     """The specification of `sample`, computed in float64."""
     raw = logits.double()
     scores = _adjusted(raw, params)
-    peak = scores.amax(-1, keepdim=True)
-    drawable = peak.isfinite()
+    drawable = scores.amax(-1, keepdim=True).isfinite()
+    unrestricted = params.allowed.offsets.diff()[:, None] == 0
+    scores = torch.where(unrestricted | _marked(params.allowed, scores), scores, -torch.inf)
+    drawable &= scores.amax(-1, keepdim=True) > -torch.inf
     scores = torch.where(drawable, scores, 0.0)
 
     temperature = params.temperature[:, None].double()
     greedy = temperature == 0
     tempered = (scores - scores.amax(-1, keepdim=True)) / temperature.masked_fill(greedy, 1)
     kept = torch.where(greedy, tempered, _filtered(tempered, params))
-    unrestricted = params.allowed.offsets.diff()[:, None] == 0
-    kept = torch.where(unrestricted | _marked(params.allowed, scores), kept, -torch.inf)
-    drawable &= kept.amax(-1, keepdim=True) > -torch.inf
 
     cdf = (kept - kept.amax(-1, keepdim=True)).exp().cumsum(-1)
     target = uniform(params.seed, params.position)[:, None].double() * cdf[:, -1:]

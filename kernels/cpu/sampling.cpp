@@ -49,6 +49,7 @@ struct Scratch {
   std::vector<double> block_sums;
   std::vector<float> weights;
   std::vector<int64_t> sorted;
+  std::vector<float> allowed;  // logits of the allowed ids
   Selector selector;
   Candidates found;
 };
@@ -137,16 +138,13 @@ int64_t draw_found(float threshold, float scale, float random, Scratch& s) {
   return s.found.ids[walk(s.weights, n, 0, random * total)];
 }
 
-// Replaces s.found by the allowed ids.
+// The allowed ids in ascending order, and their logits.
 void take_allowed(const float* x, IdList allowed, Scratch& s) {
   s.sorted.assign(allowed.begin(), allowed.end());
   std::sort(s.sorted.begin(), s.sorted.end());
   s.sorted.erase(std::unique(s.sorted.begin(), s.sorted.end()), s.sorted.end());
-  s.found.reserve(int64_t(s.sorted.size()));
-  for (const int64_t id : s.sorted) {
-    s.found.ids[s.found.count] = int32_t(id);
-    s.found.values[s.found.count++] = x[id];
-  }
+  s.allowed.clear();
+  for (const int64_t id : s.sorted) s.allowed.push_back(x[id]);
 }
 
 struct Filters {
@@ -184,30 +182,27 @@ float filter(const float* x, int64_t n, float peak, const Filters& f, Scratch& s
   return std::max(threshold, floor);
 }
 
-int64_t most_likely(const float* x, int64_t n, float peak, IdList allowed, Scratch& s) {
-  if (allowed.empty()) return std::find(x, x + n, peak) - x;
-  take_allowed(x, allowed, s);
-  const float* values = s.found.values.data();
-  const int64_t best = std::max_element(values, values + s.found.count) - values;
-  return values[best] > -kInfinity ? s.found.ids[best] : -1;
-}
-
-// Draws from x, whose largest element is `peak` (just scanned).
+// Draws from all of x, whose largest element is `peak` (just scanned).
 int64_t draw(const float* x, int64_t n, float peak, const Params& p, int64_t r, Scratch& s) {
   const float temperature = p.temperature[r];
-  const IdList allowed = p.allowed[r];
-  if (temperature == 0) return most_likely(x, n, peak, allowed, s);
+  if (temperature == 0) return std::find(x, x + n, peak) - x;
   const int64_t top_k = p.top_k[r] > 0 && p.top_k[r] < n ? p.top_k[r] : 0;
   const Filters filters{top_k, p.top_p[r], p.min_p[r], temperature};
   const float random = uniform(uint64_t(p.seed[r]), uint64_t(p.position[r]));
   const float scale = 1 / temperature;
-  if (!filters.any() && allowed.empty()) {
-    const double total = weigh(x, n, peak, scale, s.block_sums);
-    return draw_any(x, n, peak, scale, random * total, s);
-  }
-  const float threshold = filters.any() ? filter(x, n, peak, filters, s) : -kInfinity;
-  if (!allowed.empty()) take_allowed(x, allowed, s);
-  return draw_found(threshold, scale, random, s);
+  if (filters.any()) return draw_found(filter(x, n, peak, filters, s), scale, random, s);
+  const double total = weigh(x, n, peak, scale, s.block_sums);
+  return draw_any(x, n, peak, scale, random * total, s);
+}
+
+// Draws from the allowed ids of x: as if the vocabulary held nothing else.
+int64_t draw_allowed(const float* x, const Params& p, int64_t r, Scratch& s) {
+  take_allowed(x, p.allowed[r], s);
+  const int64_t n = int64_t(s.allowed.size());
+  const float peak = s.selector.scan(s.allowed.data(), n);
+  if (!drawable(peak)) return -1;
+  const int64_t drawn = draw(s.allowed.data(), n, peak, p, r, s);
+  return drawn < 0 ? -1 : s.sorted[drawn];
 }
 
 void check_ids(const Lists& lists, int64_t rows, int64_t vocab, const char* name) {
@@ -234,7 +229,9 @@ void sample(uintptr_t logits, int64_t rows, int64_t n, int64_t stride, uintptr_t
     const float* row = pointer<const float>(logits) + r * stride;
     const float* x = adjust(row, n, p, r, s);
     float peak = s.selector.scan(x, n);
-    const int64_t token = drawable(peak) ? draw(x, n, peak, p, r, s) : -1;
+    int64_t token = -1;
+    if (drawable(peak))
+      token = p.allowed[r].empty() ? draw(x, n, peak, p, r, s) : draw_allowed(x, p, r, s);
     float logprob = -kInfinity;
     if (token >= 0) {
       if (x != row) peak = s.selector.scan(row, n);

@@ -219,11 +219,13 @@ def test_undrawable_rows(backend: str, knobs: dict[str, float]) -> None:
     assert values[:3].eq(-torch.inf).all()
 
 
-def test_filters_may_leave_no_allowed_id(backend: str) -> None:
-    logits = torch.tensor([[5.0, 0.0, 0.0]])
-    allowed = IdLists.of([[1, 2]])
-    assert sample(logits, params(1, top_k=1, allowed=allowed))[0] == -1
-    assert sample(logits, params(1, temperature=0.0, top_k=1, allowed=allowed))[0] == 1
+@pytest.mark.parametrize("knobs", [{"top_k": 1}, {"top_p": 0.6}, {"min_p": 0.9}], ids=str)
+def test_filters_act_among_the_allowed_ids(backend: str, knobs: dict[str, float]) -> None:
+    rows = 50
+    logits = torch.tensor([5.0, 0.0, 1.0, 9.0]).expand(rows, -1)
+    allowed = IdLists.of([[2, 1]] * rows)
+    tokens, _ = sample(logits, params(rows, allowed=allowed, **knobs))
+    assert tokens.eq(2).all()
 
 
 def test_unlikely_allowed_ids_still_share_their_probability(backend: str) -> None:
