@@ -166,7 +166,7 @@ class Sample(Sequence):
             return self.stop
         if self.stops is None:
             kept = self.ids[:-1] if isinstance(self.stop, int) else self.ids
-            return self.request.tokenizer.decode(kept)
+            return self.request.tokenizer.decode_continuation(kept)
         self.stops.finish()
         if self.stop is None and self.stops.found is not None:
             self.finish_reason, self.stop = "stop", self.stops.found

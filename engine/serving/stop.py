@@ -17,7 +17,7 @@ class StopStrings:
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, continuation=True)
         self._stops = stops
         self._overlap = max(map(len, stops)) - 1
         self.text = ""

@@ -87,14 +87,22 @@ class Detokenizer:
     The pieces returned by `put` and `finish`, joined, equal `tokenizer.decode(ids)`. A `put` costs
     O(1) amortised. Text is held back only while it may still be part of a character: for byte
     fallback, until the run of byte tokens ends, since one bad byte spoils the whole run there.
+
+    Args:
+        tokenizer: whose ids they are.
+        skip_special: leave out special tokens.
+        continuation: the ids go on from a text, so a space that sentencepiece decoders drop at the
+            beginning of a text is kept.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, skip_special: bool = True, continuation: bool = False
+    ) -> None:
         self._decoding = tokenizer.decoding
         self._skip = tokenizer.special_ids if skip_special else frozenset[int]()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._run = bytearray()
-        self._to_strip = self._decoding.lstrip
+        self._to_strip = 0 if continuation else self._decoding.lstrip
 
     def put(self, token_id: int) -> str:
         """Add one id; returns the text that is certain now and was not before."""

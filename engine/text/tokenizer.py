@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 from engine.errors import TokenizerError
 from engine.files import write_atomic, write_json
 from engine.text.chat import ChatTemplate, Messages
-from engine.text.detokenizer import Decoding
+from engine.text.detokenizer import Decoding, Detokenizer
 from engine.text.folder import frame, read_folder
 from engine.text.gguf_vocabulary import adds_bos, build_backend
 
@@ -132,6 +132,13 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of ids. Bytes that are no UTF-8 become U+FFFD; unknown ids have no text."""
         return str(self._backend.decode(ids, skip_special_tokens=skip_special))
+
+    def decode_continuation(self, ids: Sequence[int]) -> str:
+        """The text that ids add to a text before them: leading spaces are kept, special ids not."""
+        if not self.decoding.lstrip:
+            return self.decode(ids)
+        detokenizer = Detokenizer(self, continuation=True)
+        return "".join(map(detokenizer.put, ids)) + detokenizer.finish()
 
     def render_chat(self, messages: Messages, *, add_generation_prompt: bool = True) -> str:
         """A conversation as text, by the model's chat template; encode it with the defaults.

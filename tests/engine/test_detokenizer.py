@@ -99,6 +99,13 @@ def test_leading_space_is_dropped_once(tokenizers: dict[str, Tokenizer]) -> None
     assert "".join(_pieces(tokenizer, tokenizer.encode_continuation(" the"))) == "the"
 
 
+def test_a_continuation_keeps_its_leading_space(tokenizers: dict[str, Tokenizer]) -> None:
+    for tokenizer in tokenizers.values():
+        for text in (" the cat", "the cat", "  two", ""):
+            ids = tokenizer.encode_continuation(text)
+            assert tokenizer.decode_continuation(ids) == text
+
+
 def test_finished_detokenizer_of_nothing(tokenizers: dict[str, Tokenizer]) -> None:
     for tokenizer in tokenizers.values():
         assert Detokenizer(tokenizer).finish() == ""
