@@ -16,6 +16,7 @@
 namespace selfguide {
 
 constexpr int64_t kTileKeys = 64, kTileRows = 24;
+constexpr int64_t kBlockRows = 4;  // query rows handled together
 constexpr int64_t kSlab = 32;  // columns of V handled together: two vectors
 constexpr float kLowest = -1e30f;
 

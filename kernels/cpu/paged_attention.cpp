@@ -1,9 +1,10 @@
 // Attention over a paged cache: prefill, chunked prefill and decode.
 //
-// A task is one KV head of up to 24 query rows: the query heads that share it x neighbouring tokens
-// of one sequence or, at decode, of sequences whose first blocks are the same, which then are read
-// once for all of them. Tiles of keys start at multiples of 64 positions whatever the batch looks
-// like, so a row meets its keys in the same tiles and order however its sequence was chunked.
+// A task is some KV heads of up to 24 query rows each: the query heads that share one x neighbouring
+// tokens of one sequence or, at decode, of sequences whose first blocks are the same, which then are
+// read once for all of them. Tiles of keys start at multiples of 64 positions whatever the batch
+// looks like, so a row meets its keys in the same tiles and order however its sequence was chunked.
+// Heads lie side by side in a block: a task takes several, so that memory can be read in its order.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
@@ -22,6 +23,8 @@
 
 namespace selfguide {
 namespace {
+
+constexpr int64_t kTaskHeads = 8, kTaskBytes = 64 << 10;  // most KV heads, K and V in a tile
 
 template <typename T>
 struct Problem {
@@ -49,7 +52,8 @@ struct Problem {
 
 // Rows begin..end of sequence `first`, or all rows of sequences first..last.
 struct Task {
-  int64_t first, last, begin, end, kv_head;
+  int64_t first, last, begin, end;
+  int64_t head, head_end;  // KV heads
   int64_t shared;  // leading positions, a multiple of 64, that lie in the same blocks for all
 };
 
@@ -85,13 +89,16 @@ int64_t shared_positions(const Problem<T>& p, int64_t a, int64_t b, int64_t limi
 
 // Adds the tasks of sequence s and of those behind it that join it; returns the next sequence.
 template <typename T>
-int64_t plan_from(const Problem<T>& p, int64_t s, int64_t max_rows, std::vector<Task>& tasks) {
+int64_t plan_from(const Problem<T>& p, int64_t s, int64_t max_rows, int64_t max_heads,
+                  std::vector<Task>& tasks) {
+  const auto add = [&](int64_t last, int64_t begin, int64_t end, int64_t shared) {
+    for (int64_t h = 0; h < p.heads_kv; h += max_heads)
+      tasks.push_back({s, last, begin, end, h, std::min(p.heads_kv, h + max_heads), shared});
+  };
   const int64_t rows = p.rows(s);
   if (rows == 0) return s + 1;
   if (rows > max_rows / 2) {
-    for (int64_t r = 0; r < rows; r += max_rows)
-      for (int64_t h = 0; h < p.heads_kv; ++h)
-        tasks.push_back({s, s + 1, r, std::min(rows, r + max_rows), h, 0});
+    for (int64_t r = 0; r < rows; r += max_rows) add(s + 1, r, std::min(rows, r + max_rows), 0);
     return s + 1;
   }
   int64_t end = s + 1, total = rows, shared = p.seen_by_all(s);
@@ -101,18 +108,20 @@ int64_t plan_from(const Problem<T>& p, int64_t s, int64_t max_rows, std::vector<
     shared = both;
     total += p.rows(end);
   }
-  if (end == s + 1) shared = 0;
-  for (int64_t h = 0; h < p.heads_kv; ++h) tasks.push_back({s, end, 0, rows, h, shared});
+  add(end, 0, rows, end == s + 1 ? 0 : shared);
   return end;
 }
 
 template <typename T>
 std::vector<Task> plan(const Problem<T>& p) {
-  const int64_t wanted = 4 * thread_count();
+  const int64_t wanted = 4 * thread_count(), rows = p.tokens * p.heads;
   int64_t max_rows = kTileRows;
-  while (max_rows > 6 && p.tokens * p.heads / max_rows < wanted) max_rows /= 2;
+  while (max_rows > 6 && rows / max_rows < wanted) max_rows /= 2;
+  const int64_t tile_bytes = 2 * kTileKeys * p.dim * int64_t(sizeof(T));
+  int64_t max_heads = std::clamp<int64_t>(kTaskBytes / tile_bytes, 1, kTaskHeads);
+  if (rows / max_rows < wanted * max_heads) max_heads = 1;
   std::vector<Task> tasks;
-  for (int64_t s = 0; s < p.sequences;) s = plan_from(p, s, max_rows, tasks);
+  for (int64_t s = 0; s < p.sequences;) s = plan_from(p, s, max_rows, max_heads, tasks);
   return tasks;
 }
 
@@ -124,11 +133,11 @@ struct alignas(64) Line {
 struct Scratch {
   std::vector<Line> memory;
   float *queries, *packed, *probs, *out;
-  RowState rows[kTileRows];
+  RowState rows[kTaskHeads * kTileRows];
 
-  void prepare(int64_t units, int64_t columns) {
-    const int64_t sizes[] = {kTileRows * units, units * kTileKeys, kTileRows * kTileKeys,
-                             kTileRows * columns};
+  void prepare(int64_t rows, int64_t units, int64_t columns) {
+    const int64_t sizes[] = {rows * units, units * kTileKeys, kBlockRows * kTileKeys,
+                             rows * columns};
     float** parts[] = {&queries, &packed, &probs, &out};
     memory.resize(std::max<size_t>(memory.size(), (sizes[0] + sizes[1] + sizes[2] + sizes[3]) / kLanes));
     float* at = memory.data()->lanes;
@@ -136,12 +145,9 @@ struct Scratch {
   }
 };
 
-// Where a query row comes from, where it goes, and the positions it sees.
-template <typename T>
+// A query row: its token, its place among the query heads of a KV head, the positions it sees.
 struct Row {
-  const T* q;
-  T* out;
-  int64_t from, to;
+  int64_t token, head, from, to;
 };
 
 template <typename T>
@@ -152,96 +158,125 @@ class Worker {
     units_ = units_of(p_.q, p_.dim);
     q_stride_ = (units_ + kLanes - 1) / kLanes * kLanes;
     columns_ = (p_.dim + kSlab - 1) / kSlab * kSlab;
-    s_.prepare(q_stride_, columns_);
+    s_.prepare((task.head_end - task.head) * kTileRows, q_stride_, columns_);
   }
 
   void run() {
     const bool single = task_.last == task_.first + 1;
     for (int64_t s = task_.first; s < task_.last; ++s)
       for (int64_t r = task_.begin; r < (single ? task_.end : p_.rows(s)); ++r) add_row(s, r);
+    for (int64_t h = task_.head; h < task_.head_end; ++h)
+      for (int64_t r = 0; r < count_; ++r) start(h, r);
     if (task_.shared > 0) attend(task_.first, 0, count_, 0, task_.shared);
-    int64_t at = 0;
-    for (int64_t s = task_.first; s < task_.last; ++s) {
-      const int64_t rows = single ? count_ : p_.rows(s);
-      attend(s, at, at + rows, task_.shared, rows_[at + rows - 1].to);
-      at += rows;
+    for (int64_t s = task_.first, at = 0; s < task_.last; ++s) {
+      const int64_t end = single ? count_ : at + p_.rows(s);
+      attend(s, at, end, task_.shared, rows_[end - 1].to);
+      at = end;
     }
-    for (int64_t r = 0; r < count_; ++r) finish(r);
+    for (int64_t h = task_.head; h < task_.head_end; ++h)
+      for (int64_t r = 0; r < count_; ++r) finish(h, r);
   }
 
  private:
   // Row r of sequence s: query r / group of query head r % group.
   void add_row(int64_t s, int64_t r) {
-    const int64_t token = p_.cu_seqlens[s] + r / p_.group();
-    const int64_t head = task_.kv_head * p_.group() + r % p_.group();
-    const int64_t position = p_.seq_lens[s] - p_.queries(s) + r / p_.group();
-    const T* q = p_.q + token * p_.q_row + head * p_.q_head;
-    rows_[count_] = {q, p_.out + (token * p_.heads + head) * p_.dim, p_.window_start(position),
-                     position + 1};
+    const int64_t query = r / p_.group(), position = p_.seq_lens[s] - p_.queries(s) + query;
+    rows_[count_++] = {p_.cu_seqlens[s] + query, r % p_.group(), p_.window_start(position),
+                       position + 1};
+  }
+
+  // Where the state of row r of KV head h is kept.
+  int64_t place(int64_t h, int64_t r) const { return (h - task_.head) * kTileRows + r; }
+
+  void start(int64_t h, int64_t r) {
+    const int64_t at = place(h, r), head = h * p_.group() + rows_[r].head;
+    const T* q = p_.q + rows_[r].token * p_.q_row + head * p_.q_head;
     for (int64_t u = 0; u < units_; u += kLanes)
-      store(s_.queries + count_ * q_stride_ + u, load_units(q, u, p_.dim));
-    std::memset(s_.out + count_ * columns_, 0, columns_ * sizeof(float));
-    s_.rows[count_] = {kLowest, 1.0f, {}};
-    ++count_;
+      store(s_.queries + at * q_stride_ + u, load_units(q, u, p_.dim));
+    std::memset(s_.out + at * columns_, 0, columns_ * sizeof(float));
+    s_.rows[at] = {kLowest, 1.0f, {}};
+  }
+
+  void finish(int64_t h, int64_t r) {
+    const int64_t at = place(h, r), head = h * p_.group() + rows_[r].head;
+    const float scale = 1.0f / sum(load(s_.rows[at].total));
+    const float* from = s_.out + at * columns_;
+    T* to = p_.out + (rows_[r].token * p_.heads + head) * p_.dim;
+    for (int64_t d = 0; d < p_.dim; d += kSlab)
+      store_slab(to + d, std::min(kSlab, p_.dim - d), load(from + d) * scale,
+                 load(from + d + kLanes) * scale);
   }
 
   // Rows begin..end against positions from..to of sequence s; `from` is a multiple of 64.
   void attend(int64_t s, int64_t begin, int64_t end, int64_t from, int64_t to) {
     int64_t first = rows_[begin].from;
     for (int64_t r = begin; r < end; ++r) first = std::min(first, rows_[r].from);
-    for (int64_t start = std::max(from, first / kTileKeys * kTileKeys); start < to;
-         start += kTileKeys) {
-      TileKeys keys;
-      keys.first = std::max<int64_t>(0, first - start);
-      keys.end = std::min(kTileKeys, to - start);
-      locate(p_.blocks_of(s), start, keys);
-      pack_keys(p_.k, keys, p_.dim, s_.packed);
-      for (int64_t r = begin; r < end; r += 4) tile(r, std::min<int64_t>(4, end - r), start, keys);
+    from = std::max(from, first / kTileKeys * kTileKeys);
+    for (; from < to; from += kTileKeys) {
+      const TileKeys keys = locate(s, from, first, to);
+      if (task_.begin == 0) touch(p_.k, keys), touch(p_.v, keys);
+      for (int64_t h = task_.head; h < task_.head_end; ++h) {
+        pack_keys(p_.k + h * p_.head_stride, keys, p_.dim, s_.packed);
+        for (int64_t r = begin; r < end; r += kBlockRows)
+          tile(h, r, std::min(kBlockRows, end - r), from, keys);
+      }
     }
   }
 
-  void locate(const int32_t* blocks, int64_t start, TileKeys& keys) const {
-    int64_t block = (start + keys.first) / p_.block_size;
+  // The keys of the tile at `start` that lie in first..to.
+  TileKeys locate(int64_t s, int64_t start, int64_t first, int64_t to) const {
+    TileKeys keys;
+    keys.first = std::max<int64_t>(0, first - start);
+    keys.end = std::min(kTileKeys, to - start);
+    const int32_t* block = p_.blocks_of(s) + (start + keys.first) / p_.block_size;
     int64_t slot = (start + keys.first) % p_.block_size;
     for (int64_t i = keys.first; i < keys.end; ++i) {
-      keys.offset[i] = blocks[block] * p_.block_stride + slot * p_.token_stride +
-                       task_.kv_head * p_.head_stride;
+      keys.offset[i] = *block * p_.block_stride + slot * p_.token_stride;
       if (++slot == p_.block_size) slot = 0, ++block;
     }
+    return keys;
   }
 
-  void tile(int64_t r, int64_t rows, int64_t start, const TileKeys& keys) {
+  // Reads a tile of all heads in the order of its addresses, which the processor's own prefetcher
+  // runs ahead of: twice as fast from memory as head by head, where prefetch instructions gain
+  // nothing (measured on Zen 4).
+  void touch(const T* x, const TileKeys& keys) const {
+    const int64_t begin = task_.head * p_.head_stride;
+    const int64_t end = (task_.head_end - 1) * p_.head_stride + p_.dim;
+    for (int64_t i = keys.first; i < keys.end; ++i)
+      for (int64_t d = begin; d < end; d += kLine)
+        (void)*reinterpret_cast<const volatile char*>(x + keys.offset[i] + d);
+  }
+
+  void tile(int64_t h, int64_t r, int64_t rows, int64_t start, const TileKeys& keys) {
     switch (rows) {
-      case 1: return tile<1>(r, start, keys);
-      case 2: return tile<2>(r, start, keys);
-      case 3: return tile<3>(r, start, keys);
-      default: return tile<4>(r, start, keys);
+      case 1: return tile<1>(h, r, start, keys);
+      case 2: return tile<2>(h, r, start, keys);
+      case 3: return tile<3>(h, r, start, keys);
+      default: return tile<4>(h, r, start, keys);
     }
   }
 
   template <int R>
-  void tile(int64_t r, int64_t start, const TileKeys& keys) {
-    float* probs = s_.probs + r * kTileKeys;
-    score_rows<T, R>(s_.queries + r * q_stride_, q_stride_, s_.packed, units_, keys.groups(), probs);
+  void tile(int64_t h, int64_t r, int64_t start, const TileKeys& keys) {
+    const int64_t at = place(h, r);
+    RowState* state = s_.rows + at;
+    score_rows<T, R>(s_.queries + at * q_stride_, q_stride_, s_.packed, units_, keys.groups(),
+                     s_.probs);
     for (int i = 0; i < R; ++i)
-      softmax_step(probs + i * kTileKeys, keys.groups(), rows_[r + i].from - start,
-                   rows_[r + i].to - start, p_.scale, s_.rows[r + i]);
-    value_rows<R>(probs, s_.rows + r, p_.v, keys, p_.dim, s_.out + r * columns_, columns_);
+      softmax_step(s_.probs + i * kTileKeys, keys.groups(), rows_[r + i].from - start,
+                   rows_[r + i].to - start, p_.scale, state[i]);
+    value_rows<R>(s_.probs, state, p_.v + h * p_.head_stride, keys, p_.dim,
+                  s_.out + at * columns_, columns_);
   }
 
-  void finish(int64_t r) {
-    const float scale = 1.0f / sum(load(s_.rows[r].total));
-    const float* from = s_.out + r * columns_;
-    for (int64_t at = 0; at < p_.dim; at += kSlab)
-      store_slab(rows_[r].out + at, std::min(kSlab, p_.dim - at), load(from + at) * scale,
-                 load(from + at + kLanes) * scale);
-  }
+  static constexpr int64_t kLine = 64 / sizeof(T);  // elements in a cache line
 
   const Problem<T>& p_;
   const Task& task_;
   Scratch& s_;
   int64_t units_, q_stride_, columns_, count_ = 0;
-  Row<T> rows_[kTileRows];
+  Row rows_[kTileRows];
 };
 
 // Address, row stride, head stride of [tokens, heads, dim].
