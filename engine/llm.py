@@ -143,9 +143,10 @@ class LLM:
         prompts: Sequence[Text],
         completions: Sequence[Text] | Sequence[Sequence[Text]],
         adapter: AdapterChoice | Sequence[AdapterChoice] = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> list[Scored] | list[list[Scored]]:
         """Log-probabilities of completions that follow prompts: `engine.serving.score.score`."""
-        return score(self._runner, prompts, completions, self._resolve(adapter))
+        return score(self._runner, prompts, completions, self._resolve(adapter), progress)
 
     def train(
         self,

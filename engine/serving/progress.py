@@ -11,7 +11,10 @@ _INTERVAL = 0.25  # seconds between reports
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A request with n samples counts as n. `eta_seconds` is None until one is done."""
+    """A request with n samples counts as n, a scored completion as one, its tokens as generated.
+
+    `eta_seconds` is None until one is done.
+    """
 
     done_requests: int
     total_requests: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from engine.adapters.lora import Adapter
 from engine.errors import RequestError
+from engine.serving.progress import Meter, Progress
 from engine.serving.prompts import Text, check_ids, encode_prompts, one_per_prompt
 from engine.serving.runner import Runner
 from engine.serving.scheduler import Scheduler, Step
@@ -41,6 +43,7 @@ def score(
     prompts: Rows[Text],
     completions: Rows[Text] | Rows[Rows[Text]],
     adapter: Adapter | Rows[Adapter | None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> list[Scored] | list[list[Scored]]:
     """Log-probabilities of completions that follow prompts.
 
@@ -52,6 +55,7 @@ def score(
         completions: one for each prompt, or a list for each prompt; texts (tokenized as
             continuations, so a leading space is theirs) or token ids.
         adapter: one for all prompts, or a list of one for each.
+        progress: called a few times a second, and at the end; a completion counts as a request.
 
     Returns:
         Nested as `completions` is. One that does not fit the context says so in its `error`.
@@ -72,7 +76,7 @@ def score(
             raise RequestError(f"{name} must be a list of completions, as others are")
         texts: Rows[Any] = entry if nested else [entry]
         groups.append([_target(runner, text, name) for text in texts])
-    _Scoring(runner, rows, groups, adapters).run()
+    _Scoring(runner, rows, groups, adapters, progress).run()
     scored = [[target.scored() for target in group] for group in groups]
     return scored if nested else [group[0] for group in scored]
 
@@ -119,13 +123,17 @@ class _Scoring:
         prompts: list[list[int]],
         groups: list[list[_Target]],
         adapters: list[Adapter | None],
+        progress: Callable[[Progress], None] | None,
     ) -> None:
         self.runner = runner
+        self.meter = Meter(progress, sum(map(len, groups)))
+        self.done = self.tokens = 0
         self.scheduler: Scheduler[_Forced] = runner.scheduler()
         for index, (prompt, group, adapter) in enumerate(
             zip(prompts, groups, adapters, strict=True)
         ):
             targets = [target for target in group if self._fits(index, prompt, target)]
+            self.done += len(group) - len(targets)
             if targets:
                 self.scheduler.add(
                     _Forced(
@@ -171,6 +179,9 @@ class _Scoring:
             logprobs += logits.log_softmax(-1)[which, tokens[part]].tolist()
         for (target, _), logprob in zip(wanted, logprobs, strict=True):
             target.logprobs.append(logprob)
+            self.done += len(target.logprobs) == len(target.ids)
+        self.tokens += len(wanted)
+        self.meter.update(self.done, self.tokens)
 
     def _go_on(self, one: _Forced) -> None:
         """After a prompt: reads on in each of its targets of more than one token."""

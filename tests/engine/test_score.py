@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.errors import RequestError
 from engine.serving.generate import generate
+from engine.serving.progress import Progress
 from engine.serving.score import score
 from tests.engine import serving_setup as setup
 from tests.engine.serving_setup import greedy, runner
@@ -111,3 +112,10 @@ def test_what_does_not_fit_says_so_and_the_rest_go_on() -> None:
 def test_senseless_requests_are_refused(prompts: Any, completions: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         score(runner(), prompts, completions)
+
+
+def test_progress_ends_at_the_total() -> None:
+    seen: list[Progress] = []
+    score(runner(), [PROMPT, PROMPT], [LABELS, [[3], []]], progress=seen.append)
+    assert (seen[-1].done_requests, seen[-1].total_requests) == (6, 6)
+    assert seen[-1].generated_tokens == sum(map(len, LABELS)) + 1
