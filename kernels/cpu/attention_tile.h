@@ -1,6 +1,6 @@
 // One tile of attention: up to 24 query rows against 64 keys and values, online softmax.
 //
-// Keys are transposed once per tile, so that sixteen of them fill the lanes of a register and no dot
+// Keys are transposed once per tile, so that they fill the lanes of a register and no dot
 // product needs a reduction across lanes; every query row then shares them. A row's numbers do not
 // depend on the rows beside it: keys it must not see add exact zeros.
 #pragma once
@@ -16,8 +16,13 @@
 namespace selfguide {
 
 constexpr int64_t kTileKeys = 64, kTileRows = 24;
-constexpr int64_t kBlockRows = 4;  // query rows handled together
-constexpr int64_t kSlab = 32;  // columns of V handled together: two vectors
+constexpr int64_t kSlab = 2 * kLanes;  // columns of V handled together: two vectors
+// Query rows, groups of kLanes keys and slabs whose sums stay in registers together.
+#if defined(__AVX512F__)
+constexpr int64_t kBlockRows = 4, kBlockGroups = 4, kBlockSlabs = 2;
+#else
+constexpr int64_t kBlockRows = 4, kBlockGroups = 2, kBlockSlabs = 1;
+#endif
 constexpr float kLowest = -1e30f;
 
 // The keys of a tile: key i's row starts at base + offset[i], for first <= i < end.
@@ -76,10 +81,10 @@ inline void transpose(vec (&x)[kLanes]) {
     x[8 + j] = (vec)_mm512_shuffle_i32x4(a[j], a[8 + j], 0xdd);
   }
 #else
-  vec4 quads[kLanes][4];
+  vec4 quads[kLanes][kLanes / 4];
   std::memcpy(quads, x, sizeof quads);
   for (int64_t i = 0; i < kLanes; i += 4)
-    for (int64_t j = 0; j < 4; ++j) {
+    for (int64_t j = 0; j < kLanes / 4; ++j) {
       vec4 a = quads[i][j], b = quads[i + 1][j], c = quads[i + 2][j], d = quads[i + 3][j];
 #if defined(__SSE__)
       _MM_TRANSPOSE4_PS(a, b, c, d);
@@ -111,7 +116,7 @@ inline void pack_keys(const T* k, const TileKeys& keys, int64_t dim, float* pack
     }
 }
 
-// ---- Scores: R query rows x 16 C keys ----
+// ---- Scores: R query rows x C groups of keys ----
 
 template <typename T, int R, int C>
 inline void score_block(const float* q, int64_t q_stride, const float* packed, int64_t units,
@@ -136,11 +141,15 @@ inline void score_block(const float* q, int64_t q_stride, const float* packed, i
 template <typename T, int R>
 inline void score_rows(const float* q, int64_t q_stride, const float* packed, int64_t units,
                        int64_t groups, float* scores) {
-  switch (groups) {
-    case 1: return score_block<T, R, 1>(q, q_stride, packed, units, scores);
-    case 2: return score_block<T, R, 2>(q, q_stride, packed, units, scores);
-    case 3: return score_block<T, R, 3>(q, q_stride, packed, units, scores);
-    default: return score_block<T, R, 4>(q, q_stride, packed, units, scores);
+  for (int64_t g = 0; g < groups; g += kBlockGroups) {
+    const float* keys = packed + g * kLanes;
+    float* out = scores + g * kLanes;
+    switch (std::min(kBlockGroups, groups - g)) {
+      case 1: score_block<T, R, 1>(q, q_stride, keys, units, out); break;
+      case 2: score_block<T, R, 2>(q, q_stride, keys, units, out); break;
+      case 3: score_block<T, R, 3>(q, q_stride, keys, units, out); break;
+      default: score_block<T, R, 4>(q, q_stride, keys, units, out);
+    }
   }
 }
 
@@ -152,12 +161,10 @@ struct RowState {
 };
 
 inline vec keep_within(vec x, int64_t group, int64_t from, int64_t to, float otherwise) {
-  const vec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const float low = float(from - group * kLanes), high = float(to - group * kLanes);
-  return map(lane, x, [&](piece i, piece v) {
-    const piece from_low = i >= piece{} + low ? v : piece{} + otherwise;
-    return i < piece{} + high ? from_low : piece{} + otherwise;
-  });
+  vec key;
+  for (int64_t lane = 0; lane < kLanes; ++lane) key[lane] = float(group * kLanes + lane);
+  x = key < splat(float(from)) ? splat(otherwise) : x;
+  return key < splat(float(to)) ? x : splat(otherwise);
 }
 
 // Scores of the tile's keys become unnormalised probabilities; keys outside from..to become 0.
@@ -184,7 +191,7 @@ inline void softmax_step(float* scores, int64_t groups, int64_t from, int64_t to
   store(row.total, total);
 }
 
-// ---- Values: a slab is 32 columns in two vectors, whose order only store_slab needs to know ----
+// ---- Values: a slab is two vectors, whose order only store_slab needs to know ----
 
 template <bool whole, typename T>
 inline void load_slab(const T* p, int64_t n, vec& a, vec& b) {
@@ -244,8 +251,8 @@ template <int R, typename T>
 inline void value_rows(const float* probs, const RowState* rows, const T* v, const TileKeys& keys,
                        int64_t dim, float* out, int64_t out_stride) {
   int64_t at = 0;
-  for (; at + 2 * kSlab <= dim; at += 2 * kSlab)
-    value_block<true, R, 2>(probs, rows, v + at, keys, 2 * kSlab, out + at, out_stride);
+  for (constexpr int64_t step = kBlockSlabs * kSlab; at + step <= dim; at += step)
+    value_block<true, R, kBlockSlabs>(probs, rows, v + at, keys, step, out + at, out_stride);
   for (; at + kSlab <= dim; at += kSlab)
     value_block<true, R, 1>(probs, rows, v + at, keys, kSlab, out + at, out_stride);
   if (at < dim) value_block<false, R, 1>(probs, rows, v + at, keys, dim - at, out + at, out_stride);

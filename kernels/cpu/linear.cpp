@@ -27,7 +27,7 @@ inline vec multiply_add(vec acc, Packed a, Packed b) {
   return (vec)_mm512_dpbf16_ps((__m512)acc, a, b);
 }
 #else
-constexpr int64_t kStepBf16 = 16;
+constexpr int64_t kStepBf16 = kLanes;
 inline vec load_step(const bf16* p) { return load(p); }
 inline vec load_step(const bf16* p, int64_t n) { return load_partial(p, n); }
 #endif
@@ -74,7 +74,11 @@ struct Problem {
   int64_t rows, n, k, x_stride, y_stride;
 };
 
+#if defined(__AVX512F__)
 constexpr int kTileRows = 6, kTileCols = 4;
+#else
+constexpr int kTileRows = 3, kTileCols = 4;  // sixteen registers
+#endif
 
 // Rows m..m+R, columns n..n+cols (cols <= 4; missing ones repeat W's last row and are not stored).
 // `ahead`, where not null, is four rows of W to prefetch.

@@ -127,7 +127,7 @@ std::vector<Task> plan(const Problem<T>& p) {
 
 // Memory of one thread, kept between calls.
 struct alignas(64) Line {
-  float lanes[kLanes];
+  float numbers[16];
 };
 
 struct Scratch {
@@ -139,8 +139,9 @@ struct Scratch {
     const int64_t sizes[] = {rows * units, units * kTileKeys, kBlockRows * kTileKeys,
                              rows * columns};
     float** parts[] = {&queries, &packed, &probs, &out};
-    memory.resize(std::max<size_t>(memory.size(), (sizes[0] + sizes[1] + sizes[2] + sizes[3]) / kLanes));
-    float* at = memory.data()->lanes;
+    const int64_t lines = (sizes[0] + sizes[1] + sizes[2] + sizes[3]) / 16;
+    if (int64_t(memory.size()) < lines) memory.resize(lines);
+    float* at = memory.data()->numbers;
     for (int i = 0; i < 4; ++i) *parts[i] = at, at += sizes[i];
   }
 };

@@ -98,9 +98,7 @@ void weigh_each(const float* x, int64_t n, float threshold, float peak, float sc
   weights.resize((n + kLanes - 1) / kLanes * kLanes);
   for (int64_t i = 0; i < n; i += kLanes) {
     const vec v = load_row(x, i, n);
-    store(weights.data() + i, map(v, weight(v, peak, scale), [=](piece a, piece w) {
-            return a < piece{} + threshold ? piece{} : w;
-          }));
+    store(weights.data() + i, v < splat(threshold) ? vec{} : weight(v, peak, scale));
   }
 }
 

@@ -52,7 +52,7 @@ class Selector {
       vec block = splat(-kInfinity);
       for (int64_t i = begin; i < std::min(n, begin + kBlock); i += kLanes) {
         const vec v = load_row(row, i, n);
-        nan = map(nan, v, [](piece a, piece b) { return b == b ? a : b; });
+        nan = v == v ? nan : v;
         block = max(block, v);
       }
       store(group_maxima.data() + begin / kBlock * kLanes, block);

@@ -1,5 +1,5 @@
-// Sixteen fp32 lanes on any machine: GCC and Clang lower the vector type to what the target has.
-// bf16 numbers travel as their 16 bits and are widened to fp32 for arithmetic.
+// Vectors of fp32 as wide as the machine's registers (16, 8 or 4 lanes), from the compiler's vector
+// extensions: wider ones would travel through memory. bf16 numbers are widened for arithmetic.
 #pragma once
 
 #include <cmath>
@@ -15,11 +15,18 @@ struct bf16 {
   uint16_t bits;
 };
 
-typedef float vec __attribute__((vector_size(64)));      // 16 x fp32
-typedef int32_t ivec __attribute__((vector_size(64)));   // 16 x int32
-typedef uint32_t uvec __attribute__((vector_size(64)));  // 16 x uint32
-typedef uint16_t hvec __attribute__((vector_size(32)));  // 16 x uint16
-constexpr int64_t kLanes = 16;
+#if defined(__AVX512F__)
+constexpr int kRegisterBytes = 64;
+#elif defined(__AVX__)
+constexpr int kRegisterBytes = 32;
+#else
+constexpr int kRegisterBytes = 16;
+#endif
+constexpr int64_t kLanes = kRegisterBytes / 4;
+typedef float vec __attribute__((vector_size(kRegisterBytes)));
+typedef int32_t ivec __attribute__((vector_size(kRegisterBytes)));
+typedef uint32_t uvec __attribute__((vector_size(kRegisterBytes)));
+typedef uint16_t hvec __attribute__((vector_size(kRegisterBytes / 2)));
 
 inline vec splat(float x) { return x - vec{}; }  // "x + 0" would be an addition, for -0's sake
 
@@ -46,36 +53,8 @@ inline bf16 from_float<bf16>(float x) {
   return bf16{uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
-// Applies f to the pieces of a and b that fill one register: GCC turns comparisons of wider vectors
-// into scalar code.
-#if defined(__AVX512F__)
-constexpr int kRegisterBytes = 64;
-#elif defined(__AVX__)
-constexpr int kRegisterBytes = 32;
-#else
-constexpr int kRegisterBytes = 16;
-#endif
-typedef float piece __attribute__((vector_size(kRegisterBytes)));
-
-template <typename F>
-inline __attribute__((always_inline)) vec map(const vec& a, const vec& b, const F& f) {
-  vec out;
-  for (int64_t at = 0; at < int64_t(sizeof(vec)); at += kRegisterBytes) {
-    piece x, y;
-    std::memcpy(&x, reinterpret_cast<const char*>(&a) + at, kRegisterBytes);
-    std::memcpy(&y, reinterpret_cast<const char*>(&b) + at, kRegisterBytes);
-    x = f(x, y);
-    std::memcpy(reinterpret_cast<char*>(&out) + at, &x, kRegisterBytes);
-  }
-  return out;
-}
-
-inline vec max(vec a, vec b) {
-  return map(a, b, [](piece x, piece y) { return x > y ? x : y; });
-}
-inline vec min(vec a, vec b) {
-  return map(a, b, [](piece x, piece y) { return x < y ? x : y; });
-}
+inline vec max(vec a, vec b) { return a > b ? a : b; }
+inline vec min(vec a, vec b) { return a < b ? a : b; }
 
 inline vec load(const float* p) {
   vec v;
@@ -101,14 +80,14 @@ inline void store(bf16* p, vec v) {
   const __m256bh half = _mm512_cvtneps_pbh((__m512)v);
   std::memcpy(p, &half, sizeof half);
 #else
-  const uvec bits = (uvec)map(v, v, [](piece x, piece) { return x == x ? x : piece{} + NAN; });
+  const uvec bits = (uvec)(v == v ? v : splat(NAN));
   const uvec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const hvec half = __builtin_convertvector(rounded, hvec);
   std::memcpy(p, &half, sizeof half);
 #endif
 }
 
-// The first n (< 16) elements, zeros behind them.
+// The first n (< kLanes) elements, zeros behind them.
 template <typename T>
 inline vec load_partial(const T* p, int64_t n) {
   T wide[kLanes] = {};
@@ -134,7 +113,7 @@ inline void store_partial(float* p, vec v, int64_t n) {
 }
 #endif
 
-// The first n elements, n up to 16.
+// The first n elements; all kLanes where n is larger.
 template <typename T>
 inline vec load_some(const T* p, int64_t n) {
   return n >= kLanes ? load(p) : load_partial(p, n);
@@ -144,7 +123,7 @@ inline void store_some(T* p, vec v, int64_t n) {
   n >= kLanes ? store(p, v) : store_partial(p, v, n);
 }
 
-// Calls f(i, 16) for each whole vector of 0..n, then f(i, m) for the m < 16 elements left.
+// Calls f(i, kLanes) for each whole vector of 0..n, then f(i, m) for the m elements left.
 template <typename F>
 inline __attribute__((always_inline)) void for_vectors(int64_t n, const F& f) {
   int64_t i = 0;
@@ -155,21 +134,21 @@ inline __attribute__((always_inline)) void for_vectors(int64_t n, const F& f) {
 typedef float vec4 __attribute__((vector_size(16)));
 
 // A fixed tree, so that a sum never depends on how work was split.
-inline float sum(vec v) {
-  vec4 part[4];
+template <typename F>
+inline float fold(vec v, const F& f) {
+  vec4 part[kLanes / 4];
   std::memcpy(part, &v, sizeof v);
-  const vec4 four = (part[0] + part[2]) + (part[1] + part[3]);
-  return (four[0] + four[2]) + (four[1] + four[3]);
+  for (int64_t half = kLanes / 8; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) part[i] = f(part[i], part[i + half]);
+  const vec4 two = f(part[0], vec4{part[0][2], part[0][3], 0, 0});
+  return f(two, vec4{two[1], 0, 0, 0})[0];
 }
 
+inline float sum(vec v) {
+  return fold(v, [](vec4 a, vec4 b) { return a + b; });
+}
 inline float max(vec v) {
-  vec4 part[4];
-  std::memcpy(part, &v, sizeof v);
-  const auto larger = [](vec4 a, vec4 b) { return a > b ? a : b; };
-  const vec4 four = larger(larger(part[0], part[2]), larger(part[1], part[3]));
-  const float low = four[0] > four[2] ? four[0] : four[2];
-  const float high = four[1] > four[3] ? four[1] : four[3];
-  return low > high ? low : high;
+  return fold(v, [](vec4 a, vec4 b) { return a > b ? a : b; });
 }
 
 // The sum of the vectors f(i, n) that for_vectors would visit, in an order that only n decides.
@@ -206,7 +185,7 @@ inline vec exp(vec x) {
 #else
   const vec y = p * (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
 #endif
-  return map(x, y, [](piece a, piece b) { return a < piece{} - 87.33f ? piece{} : b; });
+  return x < splat(-87.33f) ? vec{} : y;
 }
 
 }  // namespace selfguide
