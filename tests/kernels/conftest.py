@@ -31,6 +31,7 @@ def _using(build: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "native", module)
         patch.setattr(torch, "empty", _poisoned)
+        patch.setattr(torch, "empty_like", lambda x, **_: _poisoned(*x.shape, dtype=x.dtype))
         importlib.reload(ops)
         dispatch._lookup.cache_clear()
         yield
