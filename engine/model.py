@@ -117,7 +117,23 @@ class Llama:
         Returns:
             `[T, W]`; multiply by `head` for logits.
         """
-        residual = F.embedding(tokens, self.embedding)
+        residual = self.embed(tokens)
+        return self.blocks(residual, positions, attend, lora, checkpoint=checkpoint)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """`[T]` int64 -> `[T, W]`."""
+        return F.embedding(tokens, self.embedding)
+
+    def blocks(
+        self,
+        residual: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        lora: Projections,
+        *,
+        checkpoint: bool = False,
+    ) -> Tensor:
+        """`hidden`, from the tokens' embeddings `[T, W]` on."""
         normed = rms_norm(residual, self.layers[0].attn_norm, self.config.rms_norm_eps)
         for index in range(len(self.layers)):
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.serving.kv_cache import KVCache
-from engine.serving.scheduler import S, Step
 from kernels import paged_attention, store_kv
+
+
+class Layout(Protocol):
+    """Where a step's tokens go and what they see; as in `Step` and `kernels.paged_attention`."""
+
+    @property
+    def slots(self) -> Tensor: ...
+    @property
+    def cu_seqlens(self) -> Tensor: ...
+    @property
+    def seq_lens(self) -> Tensor: ...
+    @property
+    def block_table(self) -> Tensor: ...
 
 
 class PagedAttention:
     """What `Llama.hidden` calls in each layer: stores the new keys and values, then attends."""
 
-    def __init__(self, config: ModelConfig, cache: KVCache, step: Step[S]) -> None:
+    def __init__(self, config: ModelConfig, cache: KVCache, step: Layout) -> None:
         self.cache, self.step = cache, step
         self.scale = config.head_dim**-0.5
         self.windows = config.layer_windows

@@ -12,6 +12,7 @@ from torch import Tensor
 import kernels
 from engine.adapters.lora import InferenceLora
 from engine.model import Llama
+from engine.serving.decode_graph import DecodeGraphs
 from engine.serving.kv_cache import KVCache
 from engine.serving.paged import PagedAttention
 from engine.serving.prefix_tree import BLOCK_SIZE
@@ -35,6 +36,10 @@ class Runner:
     max_sequences: int = 1024
     step_tokens: int = 2048
     stats: Stats = field(default_factory=Stats)
+    graphs: DecodeGraphs = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.graphs = DecodeGraphs(self.model, self.cache)
 
     @property
     def context(self) -> int:
@@ -50,17 +55,23 @@ class Runner:
 
         However it ends, no sequence holds blocks afterwards.
         """
-        config, cache = self.model.config, self.cache
         try:
             with torch.inference_mode():
                 while (step := scheduler.schedule()) is not None:
-                    attend = PagedAttention(config, cache, step)
-                    lora = InferenceLora(step.adapters)
-                    hidden = self.model.hidden(step.tokens, step.positions, attend, lora)
+                    hidden = self._compute(step)
                     scheduler.complete(step)
                     use(step, hidden)
         finally:
             scheduler.abort()
+
+    def _compute(self, step: Step[S]) -> Tensor:
+        """The hidden states `[T, W]` of a step."""
+        hidden = self.graphs.hidden(step)
+        if hidden is None:
+            attend = PagedAttention(self.model.config, self.cache, step)
+            lora = InferenceLora(step.adapters)
+            hidden = self.model.hidden(step.tokens, step.positions, attend, lora)
+        return hidden
 
     def logits(self, hidden: Tensor, rows: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Logits of rows of the batch, a bounded number at a time.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +11,12 @@ from torch import Tensor
 from kernels import cpu
 from kernels.attention import Segments
 from kernels.lora import LoraSlice
+from kernels.recording import recordable
 from kernels.sampling import SampleParams
 
-_C: Any = cpu.native
+if cpu.native is None:
+    raise ImportError(f"the C++ kernels: {cpu.status}")
+_C = recordable(cpu.native)
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _LINEAR = {
     (torch.float32, torch.float32): _C.linear_f32,

@@ -1,0 +1,79 @@
+"""Replayed decode steps compute what ordinary ones do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine.adapters.lora import Adapter, LoraConfig, new_adapter
+from engine.serving import decode_graph
+from engine.serving.generate import generate
+from engine.serving.sample import Completion
+from engine.serving.sampling_params import SamplingParams
+from kernels import cpu
+from tests.engine.serving_setup import CPU, greedy, model, results, runner
+
+pytestmark = pytest.mark.skipif(cpu.native is None, reason="needs the C++ backend")
+
+PROMPTS = [[5 + 7 * i % 600 for i in range(n)] for n in (40, 3, 17)]
+
+
+def trained(seed: int) -> Adapter:
+    """An adapter that changes the model."""
+    adapter = new_adapter("a", LoraConfig(rank=4), model().config, CPU, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for pair in adapter.pairs.values():
+        pair.b.normal_(0, 0.3, generator=generator)
+    return adapter
+
+
+def both_ways(
+    monkeypatch: pytest.MonkeyPatch, adapters: list[Adapter | None], params: SamplingParams
+) -> tuple[list[Completion], list[Completion]]:
+    replayed = generate(runner(), PROMPTS, params, adapters)
+    monkeypatch.setattr(decode_graph, "_MOST_SEQUENCES", 0)
+    return replayed, generate(runner(), PROMPTS, params, adapters)
+
+
+@pytest.mark.parametrize("family", ["llama2", "mistral", "qwen2", "qwen3"])
+def test_every_family_decodes_the_same(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    replayed = generate(runner(family), PROMPTS, greedy(40))
+    monkeypatch.setattr(decode_graph, "_MOST_SEQUENCES", 0)
+    assert replayed == generate(runner(family), PROMPTS, greedy(40))
+
+
+def test_rows_of_several_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed = [trained(1), None, trained(2)]
+    replayed, ordinary = both_ways(monkeypatch, mixed, greedy(20))
+    assert replayed == ordinary
+    assert results(replayed) != results(generate(runner(), PROMPTS, greedy(20)))
+
+
+def test_sequences_that_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled = SamplingParams(temperature=1.0, n=3, max_tokens=30, seed=3)
+    replayed, ordinary = both_ways(monkeypatch, [None] * 3, sampled)
+    assert replayed == ordinary
+
+
+def test_a_retrained_adapter_is_recorded_anew() -> None:
+    run, adapter = runner(), trained(1)
+    before = generate(run, PROMPTS[:1], greedy(20), adapter)
+    adapter.assign(trained(2).pairs)
+    after = generate(run, PROMPTS[:1], greedy(20), adapter)
+    fresh = generate(runner(), PROMPTS[:1], greedy(20), trained(2))
+    assert results(after) == results(fresh) != results(before)
+
+
+def test_recordings_follow_the_cache_and_stay_few() -> None:
+    run = runner()
+    expected = results(generate(run, PROMPTS, greedy()))
+    first = dict(run.graphs._graphs)
+    run.cache.release()
+    assert results(generate(run, PROMPTS, greedy())) == expected
+    assert first
+    assert not set(first.values()) & set(run.graphs._graphs.values())
+    for seed in range(12):
+        generate(run, PROMPTS[:1], replace(greedy(4), seed=seed), trained(seed))
+    assert len(run.graphs._graphs) <= 8

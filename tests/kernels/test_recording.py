@@ -1,0 +1,54 @@
+"""A replay computes what the recorded calls would compute now, and nothing slips past a recording."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels import add_rms_norm, cpu, linear, rms_norm, swiglu
+from kernels.dispatch import only
+from kernels.recording import can_record, record
+
+pytestmark = pytest.mark.skipif(cpu.native is None, reason="needs the C++ backend")
+
+
+def test_a_replay_reads_what_the_inputs_hold_now(dtype: torch.dtype) -> None:
+    x, residual = torch.randn(3, 32, dtype=dtype), torch.randn(3, 32, dtype=dtype)
+    norm, weight = torch.rand(32, dtype=dtype), torch.randn(64, 32, dtype=dtype)
+
+    def compute() -> tuple[torch.Tensor, torch.Tensor]:
+        normed, total = add_rms_norm(x, residual, norm, 1e-5)
+        return swiglu(linear(rms_norm(normed, norm, 1e-5), weight)), total
+
+    with record() as recording:
+        recorded = compute()
+    for _ in range(2):
+        x.normal_()
+        residual.normal_()
+        recording.replay()
+        assert all(map(torch.equal, recorded, compute()))
+
+
+def test_what_a_replay_would_leave_out_is_refused() -> None:
+    x, weight = torch.randn(3, 32), torch.randn(8, 32)
+    with pytest.raises(RuntimeError, match=r"aten.mul.* cannot be recorded"), record():
+        linear(x, weight) * 2
+    with pytest.raises(RuntimeError, match="cannot be recorded"), record():
+        linear(x.T.contiguous().T, weight)  # the kernel would copy x
+
+
+def test_nothing_is_recorded_after_the_block() -> None:
+    x, weight = torch.randn(3, 32), torch.randn(8, 32)
+    with record() as recording:
+        y = linear(x, weight)
+    linear(x, weight).zero_()
+    before = y.clone()
+    recording.replay()
+    assert torch.equal(y, before)
+
+
+def test_only_the_cpu_kernels_record() -> None:
+    assert can_record(torch.randn(2, 2))
+    assert not can_record(torch.randn(2, 2, dtype=torch.float64))
+    with only("reference"):
+        assert not can_record(torch.randn(2, 2))
