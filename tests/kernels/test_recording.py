@@ -1,4 +1,4 @@
-"""A replay computes what the recorded calls would compute now, and nothing slips past a recording."""
+"""A replay computes what the recorded calls would compute now; nothing slips past a recording."""
 
 from __future__ import annotations
 
