@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 from setuptools import find_packages, setup
 
-setup(
-    packages=find_packages(include=["engine*", "kernels*", "selfguide*"]),
-    cmake_source_dir=".",
-    cmake_install_target="install",
+# On Windows CMake stops where it finds no compiler, so there only the torch backend is installed.
+kernels = (
+    {} if sys.platform == "win32" else {"cmake_source_dir": ".", "cmake_install_target": "install"}
 )
+
+setup(packages=find_packages(include=["engine*", "kernels*", "selfguide*"]), **kernels)

@@ -10,7 +10,7 @@ import torch
 from engine.adapters.collection import Adapters
 from engine.adapters.lora import Adapter
 from engine.checkpoint import Checkpoint, open_checkpoint
-from engine.errors import EngineError
+from engine.errors import AdapterError, EngineError
 from engine.memory import free_memory
 from engine.model import Llama, load_model
 from engine.serving.generate import generate
@@ -104,7 +104,7 @@ class LLM:
         self.checkpoint = checkpoint
         self.tokenizer = checkpoint.tokenizer()
         self.adapters = Adapters(checkpoint, model.device)
-        budget = cache_bytes or _plan_cache(model.device)
+        budget = _plan_cache(model.device) if cache_bytes is None else cache_bytes
         cache = KVCache(model.config, budget, model.dtype, model.device)
         self._runner = Runner(model, self.tokenizer, cache)
 
@@ -162,8 +162,9 @@ class LLM:
         The KV cache's memory is released first: prefixes of earlier calls are forgotten.
         """
         trained = self.adapters.resolve(adapter)
-        assert trained is not None  # only None resolves to None
-        self._runner.cache.release()
+        if trained is None:
+            raise AdapterError("train: name the adapter to train; llm.adapters.new makes one")
+        self._runner.release()
         return train(
             self.model,
             self.tokenizer,

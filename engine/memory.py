@@ -12,7 +12,8 @@ _UNKNOWN_MEMORY = 4 << 30
 def free_memory(device: torch.device) -> int:
     """Bytes that `device` has left: the accelerator's, or the process's own limit on the CPU."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reusable
     if device.type != "cpu":
         return _UNKNOWN_MEMORY
     limits = [_available_in_system(), _available_in_group()]
@@ -34,7 +35,12 @@ def _available_in_group() -> int | None:
     group = Path("/sys/fs/cgroup")
     try:
         limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = (group / "memory.current").read_text(encoding="ascii").strip()
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    return None if limit == "max" else max(0, int(limit) - int(used))
+    if limit == "max":
+        return None
+    stat = dict(line.split() for line in lines)
+    reclaimable = sum(int(stat.get(name, 0)) for name in ("active_file", "inactive_file"))
+    return max(0, int(limit) - used + reclaimable)

@@ -41,7 +41,8 @@ def linear_cross_entropy(
         dtype the targets' log-probabilities, 0 where ignored, which carry no gradient.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, or `weight` wants a gradient.
+        ValueError: shapes or dtypes do not fit, `weight` wants a gradient, or a target is neither
+            -100 nor a row of `weight` (checked on the CPU only, where looking is free).
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden: shape {list(hidden.shape)} does not fit {list(weight.shape)}")
@@ -51,11 +52,18 @@ def linear_cross_entropy(
         raise ValueError("weight: must be frozen (requires_grad_(False))")
     if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
         raise ValueError(f"targets: expected int64 [T], got {targets.dtype} {list(targets.shape)}")
+    if targets.device.type == "cpu" and _outside(targets, len(weight)):
+        raise ValueError(f"targets: must be {IGNORED} or in 0..{len(weight) - 1}")
     if weights is not None and weights.shape != targets.shape:
         raise ValueError(f"weights: expected {list(targets.shape)}, got {list(weights.shape)}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: must be in [0, 1], got {label_smoothing}")
     return _LinearCrossEntropy.apply(hidden, weight, targets, weights, label_smoothing)
+
+
+def _outside(targets: Tensor, vocab: int) -> bool:
+    """Whether some target is neither ignored nor an id."""
+    return bool(((targets != IGNORED) & ((targets < 0) | (targets >= vocab))).any())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -93,7 +101,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad.to(gradient.dtype), None, None, None, None
+        return gradient * grad, None, None, None, None  # a scalar: fp32 factor, dtype kept
 
 
 def cross_entropy_chunk_reference(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kernels.dispatch import has_backend
 
 _ALLOCATIONS = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default}
-_current: Recording | None = None
+_current: ContextVar[Recording | None] = ContextVar("recording", default=None)
 
 
 class Recording:
@@ -46,12 +47,19 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func not in _ALLOCATIONS and not func.is_view:
-            raise RuntimeError(f"{func} is no kernel of this project and cannot be recorded")
         result = func(*args, **(kwargs or {}))
         if func in _ALLOCATIONS:
             self._recording._kept.append(result)
+        elif not func.is_view or not _shares_memory(result, args[0]):
+            raise RuntimeError(f"{func} is no kernel of this project and cannot be recorded")
         return result
+
+
+def _shares_memory(result: Any, source: Any) -> bool:
+    """Whether an op only looked at its first argument's memory in another way."""
+    parts = result if isinstance(result, list | tuple) else [result]
+    storage = source.untyped_storage().data_ptr() if isinstance(source, Tensor) else None
+    return all(part.untyped_storage().data_ptr() == storage for part in parts)
 
 
 def can_record(x: Tensor) -> bool:
@@ -66,14 +74,13 @@ def record() -> Iterator[Recording]:
     Raises:
         RuntimeError: something else occurred, which a replay would silently leave out.
     """
-    global _current
     recording = Recording()
     with _Watch(recording):
-        _current = recording
+        before = _current.set(recording)
         try:
             yield recording
         finally:
-            _current = None
+            _current.reset(before)
 
 
 def recordable(native: ModuleType) -> Any:
@@ -81,8 +88,9 @@ def recordable(native: ModuleType) -> Any:
 
     def watched(function: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object) -> object:
-            if _current is not None:
-                _current._calls.append(partial(function, *args))
+            recording = _current.get()
+            if recording is not None:
+                recording._calls.append(partial(function, *args))
             return function(*args)
 
         return call

@@ -232,6 +232,13 @@ class InferenceLora:
                 start = self.rows.pop()[0]
             self.rows.append((start, stop, adapter))
 
+    def prepare(self, layers: int, dtype: torch.dtype) -> None:
+        """Makes the adapters' inference copies now rather than at first use."""
+        for _, _, adapter in self.rows:
+            for layer in range(layers):
+                for linear in FUSED:
+                    adapter.cast_slices(layer, linear, dtype)
+
     def apply(
         self, layer: int, linear: str, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:

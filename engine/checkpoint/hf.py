@@ -105,6 +105,13 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
                 "says it is there; get both again"
             )
         stored[name] = headers[file][name]
+    for file, tensors in headers.items():
+        unlisted = sorted(name for name in tensors if files.get(name) != file)
+        if unlisted:
+            raise CheckpointError(
+                f"{index.with_name(file)}: holds tensor {unlisted[0]}, which {index.name} does not "
+                "list there; get both again"
+            )
     return stored
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from engine.errors import CheckpointError
 
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.jinja")
+_UNWANTED = ("*/*", "consolidated*")  # the same weights once more, in another layout
 
 
 def hub_folder(name: str, revision: str | None) -> Path:
@@ -16,13 +17,12 @@ def hub_folder(name: str, revision: str | None) -> Path:
     CheckpointError if the model does not exist, is gated, has no safetensors, or cannot be reached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         snapshot = snapshot_download(
-            name, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=["*/*"]
+            name, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)
         )
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except Exception as error:  # its network stacks raise errors of many unrelated classes
         raise CheckpointError(_explain(name, revision, error)) from error
     folder = Path(snapshot)
     if not any(folder.glob("*.safetensors")):

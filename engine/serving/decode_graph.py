@@ -38,6 +38,7 @@ class DecodeGraph:
         self.block_table = step.block_table.new_zeros(len(step.block_table), longest)
         self._load(step)
         attend, lora = PagedAttention(model.config, cache, self), InferenceLora(step.adapters)
+        lora.prepare(model.config.num_layers, model.dtype)
         with record() as self._recording:
             self.hidden = model.blocks(self.embedded, self.positions, attend, lora)
 
@@ -61,7 +62,11 @@ class DecodeGraphs:
     def __init__(self, model: Llama, cache: KVCache) -> None:
         self.model, self.cache = model, cache
         self._graphs: OrderedDict[tuple[object, ...], DecodeGraph] = OrderedDict()
-        self._keys = cache.keys  # recordings hold addresses in these tensors
+        self._generation = cache.generation  # recordings hold addresses in its tensors
+
+    def clear(self) -> None:
+        """Forgets all recordings and frees their memory."""
+        self._graphs.clear()
 
     def hidden(self, step: Step[S]) -> Tensor | None:
         """`[S, W]` of a step that a recording can compute, else None."""
@@ -69,9 +74,9 @@ class DecodeGraphs:
         few = sequences <= _MOST_SEQUENCES and len(step.tokens) == sequences
         if not few or not can_record(self.model.embedding):
             return None
-        if self._keys is not self.cache.keys:
-            self._graphs.clear()
-            self._keys = self.cache.keys
+        if self._generation != self.cache.generation:
+            self.clear()
+            self._generation = self.cache.generation
         key = tuple(one.owner for one in step.sequences)
         graph = self._graphs.get(key)
         if graph is not None:

@@ -115,6 +115,7 @@ class _Generation:
                 self.scheduler.add(request.sample(0))
             else:
                 self._refuse(request)
+        self.meter.update(self.done, 0)
         self.runner.run(self.scheduler, self._use)
         return [result for results in self.results for result in results if result is not None]
 
@@ -132,6 +133,7 @@ class _Generation:
         """Draws the next token of every sample whose tokens are all computed."""
         samples, rows = self._due(step)
         if not samples:
+            self.meter.update(self.done, self.generated)
             return
         drawn: list[tuple[int, float]] = []
         for part, logits, which in self.runner.logits(hidden, rows):

@@ -63,10 +63,15 @@ class KVCache:
             raise RequestError(
                 f"the KV cache's budget of {budget} bytes holds no block of {self.block_bytes}"
             )
+        self.generation = 0
         self.release()
 
     def release(self) -> None:
-        """Gives all memory back and forgets every prefix. No sequence may hold blocks."""
+        """Gives all memory back and forgets every prefix. No sequence may hold blocks.
+
+        `generation` counts these: addresses inside the tensors are good for one of them.
+        """
+        self.generation += 1
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.tree = PrefixTree()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from engine.errors import RequestError
@@ -24,21 +25,33 @@ def encode_prompts(
         raise RequestError("prompts must be a list; put a single prompt into brackets")
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     encoded = iter(tokenizer.encode_batch(texts))
-    rows = [next(encoded) if isinstance(p, str) else list(p) for p in prompts]
-    for index, row in enumerate(rows):
-        check_ids(row, vocab_size, f"prompts[{index}]")
-        if not row:
+    rows: list[list[int]] = []
+    for index, prompt in enumerate(prompts):
+        ids = next(encoded) if isinstance(prompt, str) else prompt
+        rows.append(check_ids(ids, vocab_size, f"prompts[{index}]"))
+        if not rows[-1]:
             raise RequestError(f"prompts[{index}] has no tokens")
     return rows
 
 
-def check_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
-    """Raises RequestError if an id lies outside the model's vocabulary."""
-    for token in ids:
+def check_ids(ids: Iterable[int], vocab_size: int, name: str) -> list[int]:
+    """The ids as plain ints (they may come as a numpy array or a tensor).
+
+    Raises:
+        RequestError: they are no whole numbers, or one lies outside the model's vocabulary.
+    """
+    try:
+        row = [operator.index(token) for token in ids]
+    except TypeError:
+        raise RequestError(
+            f"{name} must be a text or a list of token ids, not {ids!r:.60}"
+        ) from None
+    for token in row:
         if not 0 <= token < vocab_size:
             raise RequestError(
                 f"{name}: the model has no token {token}, only 0 to {vocab_size - 1}"
             )
+    return row
 
 
 def one_per_prompt(name: str, value: T | Sequence[T], count: int) -> list[T]:

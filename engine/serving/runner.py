@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from threading import RLock
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ LOGITS_BYTES = 32 << 20
 class Runner:
     """What generation and scoring share: model, tokenizer, cache, and limits of a step.
 
-    `stats` counts over all calls.
+    `stats` counts over all calls. Calls from several threads run one after the other.
     """
 
     model: Llama
@@ -37,6 +38,7 @@ class Runner:
     step_tokens: int = 2048
     stats: Stats = field(default_factory=Stats)
     graphs: DecodeGraphs = field(init=False)
+    _lock: RLock = field(default_factory=RLock, init=False)
 
     def __post_init__(self) -> None:
         self.graphs = DecodeGraphs(self.model, self.cache)
@@ -55,14 +57,20 @@ class Runner:
 
         However it ends, no sequence holds blocks afterwards.
         """
-        try:
-            with torch.inference_mode():
+        with self._lock, torch.inference_mode():
+            try:
                 while (step := scheduler.schedule()) is not None:
                     hidden = self._compute(step)
                     scheduler.complete(step)
                     use(step, hidden)
-        finally:
-            scheduler.abort()
+            finally:
+                scheduler.abort()
+
+    def release(self) -> None:
+        """Frees the cache's memory, which the next call takes again; prefixes are forgotten."""
+        with self._lock:
+            self.graphs.clear()
+            self.cache.release()
 
     def _compute(self, step: Step[S]) -> Tensor:
         """The hidden states `[T, W]` of a step."""

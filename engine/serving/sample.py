@@ -82,7 +82,7 @@ class Request:
             request=self,
             leader=leader,
             seed=mix(self.seed, number),
-            stops=StopStrings(self.tokenizer, stop) if stop else None,
+            stops=StopStrings(self.tokenizer, stop) if stop and self.trie is None else None,
             node=self.trie,
         )
 

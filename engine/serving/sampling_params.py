@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.errors import RequestError
 
@@ -25,7 +26,8 @@ class SamplingParams:
         n: how many samples of each prompt.
         logprobs: also report so many most likely tokens of each position; None for none.
         logit_bias: added to the logits of these token ids.
-        allowed: the text must be one of these strings; None for any text.
+        allowed: the text must be one of these strings, and ends with it whatever `stop` says; None
+            for any text.
         seed: the same request with the same seed gives the same text, whatever else is running.
         ignore_eos: go on after an end-of-text token.
 
@@ -49,40 +51,45 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        _number("temperature", self.temperature, self.temperature >= 0, "at least 0")
-        _whole("top_k", self.top_k, 0)
-        _number("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        _number("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
-        penalty = self.repetition_penalty
-        _number("repetition_penalty", penalty, penalty > 0, "above 0")
+        _number("temperature", self.temperature, lambda t: t >= 0, "at least 0")
+        _whole("top_k", self.top_k, 0, 2**31 - 1)
+        _number("top_p", self.top_p, lambda p: 0 < p <= 1, "above 0 and at most 1")
+        _number("min_p", self.min_p, lambda p: 0 <= p <= 1, "from 0 to 1")
+        _number("repetition_penalty", self.repetition_penalty, lambda p: p > 1e-6, "above 0")
         _whole("max_tokens", self.max_tokens, 1)
         _whole("n", self.n, 1)
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 1)
-        if not isinstance(self.seed, int):
-            raise RequestError(f"seed must be a whole number, not {self.seed!r}")
+        _whole("seed", self.seed, None)
         _strings("stop", self.stop)
+        if not isinstance(self.stop_ids, tuple | list | set | frozenset):
+            raise RequestError(f"stop_ids must be a tuple of token ids, not {self.stop_ids!r}")
         for token in self.stop_ids:
             _whole("stop_ids", token, 0)
+        if not isinstance(self.logit_bias, Mapping):
+            raise RequestError(f"logit_bias must map token ids to numbers, not {self.logit_bias!r}")
         for token, bias in self.logit_bias.items():
             _whole("logit_bias", token, 0)
-            _number(f"logit_bias[{token}]", bias, True, "")
+            _number(f"logit_bias[{token}]", bias, lambda _: True, "")
         if self.allowed is not None:
             _strings("allowed", self.allowed)
             if not self.allowed:
                 raise RequestError("allowed must name at least one string; None allows any text")
 
 
-def _number(name: str, value: float, fits: bool, range_: str) -> None:
-    if not math.isfinite(value) or not fits:
+def _number(name: str, value: Any, fits: Callable[[float], bool], range_: str) -> None:
+    sound = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not sound or not fits(value):
         raise RequestError(f"{name} must be a number {range_}".rstrip() + f", not {value!r}")
 
 
-def _whole(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
+def _whole(name: str, value: Any, least: int | None, most: float = math.inf) -> None:
+    sound = isinstance(value, int) and not isinstance(value, bool)
+    if not sound or value > most or (least is not None and value < least):
+        range_ = "" if least is None else f" of at least {least}"
+        raise RequestError(f"{name} must be a whole number{range_}, not {value!r}")
 
 
-def _strings(name: str, values: tuple[str, ...]) -> None:
-    if isinstance(values, str) or not all(isinstance(value, str) and value for value in values):
+def _strings(name: str, values: object) -> None:
+    if not isinstance(values, tuple | list) or not all(isinstance(v, str) and v for v in values):
         raise RequestError(f"{name} must be a tuple of non-empty strings, not {values!r}")

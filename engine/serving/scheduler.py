@@ -104,6 +104,8 @@ class Scheduler(Generic[S]):
         self._publish()
         self._admit(left)
         if not self._running:
+            if self.waiting:
+                raise RuntimeError(f"{len(self.waiting)} sequences wait for blocks nobody holds")
             return None
         self.cache.prepare()
         return self._step()

@@ -63,10 +63,11 @@ def score(
     Raises:
         RequestError: a prompt or completion makes no sense.
     """
-    if len(completions) != len(prompts):
-        raise RequestError(f"completions: {len(completions)} given for {len(prompts)} prompts")
-    vocab_size = runner.model.config.vocab_size
-    rows = encode_prompts(prompts, runner.tokenizer, vocab_size)
+    rows = encode_prompts(prompts, runner.tokenizer, runner.model.config.vocab_size)
+    if isinstance(completions, str):
+        raise RequestError("completions must be a list; put a single completion into brackets")
+    if len(completions) != len(rows):
+        raise RequestError(f"completions: {len(completions)} given for {len(rows)} prompts")
     adapters = one_per_prompt("adapter", adapter, len(rows))
     nested = not all(_is_text(entry) for entry in completions)
     groups: list[list[_Target]] = []
@@ -147,6 +148,7 @@ class _Scoring:
                 )
 
     def run(self) -> None:
+        self.meter.update(self.done, 0)
         self.runner.run(self.scheduler, self._use)
 
     def _fits(self, index: int, prompt: list[int], target: _Target) -> bool:
@@ -212,7 +214,5 @@ def _is_text(entry: object) -> bool:
 
 
 def _target(runner: Runner, text: Text, name: str) -> _Target:
-    if isinstance(text, str):
-        return _Target(tuple(runner.tokenizer.encode_continuation(text)))
-    check_ids(text, runner.model.config.vocab_size, name)
-    return _Target(tuple(text))
+    ids = runner.tokenizer.encode_continuation(text) if isinstance(text, str) else text
+    return _Target(tuple(check_ids(ids, runner.model.config.vocab_size, name)))

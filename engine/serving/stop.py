@@ -26,6 +26,9 @@ class StopStrings:
     def put(self, token: int) -> None:
         """Adds a token."""
         self._add(self._detokenizer.put(token))
+        held = self._detokenizer.pending()  # a run of byte tokens: often a newline, a usual stop
+        if held and self._first_stop(self._tail() + held) is not None:
+            self.finish()
 
     def finish(self) -> None:
         """No token will follow: takes in what was held back as half a character."""
@@ -34,9 +37,16 @@ class StopStrings:
     def _add(self, piece: str) -> None:
         if self.found is not None:
             return
-        start = max(0, len(self.text) - self._overlap)
+        start = len(self.text) - len(self._tail())
         self.text += piece
-        hits = [(at, stop) for stop in self._stops if (at := self.text.find(stop, start)) >= 0]
-        if hits:
-            at, self.found = min(hits)
-            self.text = self.text[:at]
+        hit = self._first_stop(self.text[start:])
+        if hit is not None:
+            at, self.found = hit
+            self.text = self.text[: start + at]
+
+    def _tail(self) -> str:
+        """The end of the text, in which a stop string may have begun."""
+        return self.text[max(0, len(self.text) - self._overlap) :]
+
+    def _first_stop(self, text: str) -> tuple[int, str] | None:
+        return min(((at, s) for s in self._stops if (at := text.find(s)) >= 0), default=None)

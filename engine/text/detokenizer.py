@@ -116,6 +116,13 @@ class Detokenizer:
         self._run += piece
         return ""
 
+    def pending(self) -> str:
+        """What `finish` would add now, if that is whole characters, else nothing."""
+        try:
+            return self._run.decode()
+        except UnicodeDecodeError:
+            return ""
+
     def finish(self) -> str:
         """The held back rest: U+FFFD where it is no whole character."""
         if self._decoding.byte_level:

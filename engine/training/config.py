@@ -30,7 +30,8 @@ class TrainExample:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a run. A step's loss is the weighted mean over all its completion tokens.
+    """Settings of a run. A step's loss is the sum over its completion tokens, each times its
+    example's weight, divided by their number.
 
     Args:
         epochs: passes over the examples.
@@ -45,7 +46,8 @@ class TrainConfig:
         share_prefix: compute tokens that a micro-batch's prompts begin with only once (exact; with
             dropout the examples then share their prefix's mask).
         micro_batch_tokens: tokens computed at a time, which bounds memory; None plans it from the
-            memory that is free. It is halved when memory runs out. Results do not depend on it.
+            memory that is free. It is halved when memory runs out. Without dropout results do not
+            depend on it but for rounding; with dropout it decides which masks are drawn.
         gradient_checkpointing: recompute each block's activations in the backward pass: a third
             more computation for a fraction of the memory.
         patience: stop after this many evaluations (one per epoch) without a better loss, and keep

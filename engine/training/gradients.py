@@ -25,7 +25,7 @@ class BatchLoss:
     """Sums over a batch's micro-batches.
 
     Args:
-        loss: weighted mean over the batch's completion tokens, nats.
+        loss: weighted sum over the batch's completion tokens, divided by their number, nats.
         computed_tokens: tokens that the model read.
     """
 
@@ -59,7 +59,7 @@ class Gradients:
                 memory than there is.
         """
         gradient = torch.zeros_like(self.flat.flat)
-        share = 1.0 / total_weight(batch)
+        share = 1.0 / count_targets(batch)
 
         def compute(micro: MicroBatch, number: int) -> Tensor:
             seed = mix(self.config.seed, step, number)
@@ -74,7 +74,7 @@ class Gradients:
     @torch.no_grad()
     def evaluate(self, examples: Sequence[Encoded], step: int) -> float:
         """The loss without dropout and smoothing, nats per completion token."""
-        share = 1.0 / total_weight(examples)
+        share = 1.0 / count_targets(examples)
         lora = TrainingLora(self.adapter)
 
         def compute(micro: MicroBatch, number: int) -> Tensor:
@@ -143,9 +143,9 @@ class Gradients:
         return self._pack([example for micro in pending for example in micro.examples])
 
 
-def total_weight(batch: Sequence[Encoded]) -> float:
-    """Sum of the weights of a batch's completion tokens: what its loss is divided by."""
-    return sum(example.weight * example.targets for example in batch)
+def count_targets(batch: Sequence[Encoded]) -> int:
+    """Completion tokens in the batch: what its summed loss is divided by."""
+    return sum(example.targets for example in batch)
 
 
 def name_examples(batch: Sequence[Encoded]) -> str:

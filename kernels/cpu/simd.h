@@ -163,7 +163,7 @@ inline __attribute__((always_inline)) float sum_over(int64_t n, const F& f) {
   return sum((total[0] + total[1]) + (total[2] + total[3]));
 }
 
-// e^x to about 1 ulp of fp32 (Cody-Waite reduction, degree-6 polynomial); 0 below -87.3.
+// e^x to about 1 ulp of fp32 (Cody-Waite reduction, degree-6 polynomial); 0 below -87.3, NaN of NaN.
 inline vec exp(vec x) {
   const vec clipped = min(max(x, splat(-87.33f)), splat(88.72f));
 #if defined(__AVX512F__)
@@ -185,7 +185,8 @@ inline vec exp(vec x) {
 #else
   const vec y = p * (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
 #endif
-  return x < splat(-87.33f) ? vec{} : y;
+  const vec low = x < splat(-87.33f) ? vec{} : y;
+  return x == x ? low : x;
 }
 
 }  // namespace selfguide

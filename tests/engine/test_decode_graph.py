@@ -51,6 +51,12 @@ def test_rows_of_several_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     assert results(replayed) != results(generate(runner(), PROMPTS, greedy(20)))
 
 
+def test_a_first_token_with_a_fresh_adapter() -> None:
+    (completion,) = generate(runner(), [[7]], greedy(5), trained(3))
+    (again,) = generate(runner(), [[7]], greedy(5), trained(3))
+    assert completion == again
+
+
 def test_sequences_that_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
     sampled = SamplingParams(temperature=1.0, n=3, max_tokens=30, seed=3)
     replayed, ordinary = both_ways(monkeypatch, [None] * 3, sampled)

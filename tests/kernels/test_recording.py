@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -29,12 +31,29 @@ def test_a_replay_reads_what_the_inputs_hold_now(dtype: torch.dtype) -> None:
         assert all(map(torch.equal, recorded, compute()))
 
 
-def test_what_a_replay_would_leave_out_is_refused() -> None:
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_a_replay_would_leave_out_is_refused(inference: bool) -> None:
     x, weight = torch.randn(3, 32), torch.randn(8, 32)
-    with pytest.raises(RuntimeError, match=r"aten.mul.* cannot be recorded"), record():
-        linear(x, weight) * 2
-    with pytest.raises(RuntimeError, match="cannot be recorded"), record():
-        linear(x.T.contiguous().T, weight)  # the kernel would copy x
+    turned = x.T.contiguous().T  # the kernel would copy it
+    with torch.inference_mode(inference):
+        with pytest.raises(RuntimeError, match=r"aten.mul.* cannot be recorded"), record():
+            linear(x, weight) * 2
+        with pytest.raises(RuntimeError, match=r"aten.mul_.* cannot be recorded"), record():
+            linear(x, weight).mul_(2)
+        with pytest.raises(RuntimeError, match="cannot be recorded"), record():
+            linear(turned, weight)
+
+
+def test_other_threads_are_not_recorded() -> None:
+    x, y, weight = torch.randn(3, 32), torch.randn(3, 32), torch.randn(8, 32)
+    out = torch.zeros(3, 8)
+    with record() as recording:
+        other = threading.Thread(target=lambda: out.copy_(linear(y, weight)))
+        other.start()
+        other.join()
+        linear(x, weight)
+    assert len(recording._calls) == 1
+    assert torch.equal(out, linear(y, weight))
 
 
 def test_nothing_is_recorded_after_the_block() -> None:
