@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from engine.serving.generate import generate
 from engine.serving.progress import Progress
 from engine.serving.sampling_params import SamplingParams
 from engine.serving.stop import StopStrings
+from engine.text.tokenizer import Tokenizer
 from tests.engine import serving_setup as setup
-from tests.engine import tiny_models
+from tests.engine import tiny_models, tiny_tokenizers
 from tests.engine.serving_setup import VOCAB, first, greedy, results, runner
 
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=10, n=2, ignore_eos=True)
@@ -182,6 +184,21 @@ def test_the_earliest_stop_string_wins_and_half_characters_count_at_the_end() ->
     half.put(tokenizer.encode("鿿", bos=False)[0])
     half.finish()
     assert (half.text, half.found) == ("", "\ufffd")
+
+
+def test_a_stop_string_of_byte_tokens_is_met_at_once(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_folder(tiny_tokenizers.sentencepiece_folder(tmp_path, "bpe"))
+    stops = StopStrings(tokenizer, ("\n",))
+    for token in tokenizer.encode_continuation(" the cat\n"):
+        assert stops.found is None
+        stops.put(token)
+    assert (stops.text, stops.found) == (" the cat", "\n")
+
+
+def test_allowed_strings_end_by_themselves() -> None:
+    params = SamplingParams(max_tokens=20, allowed=("the\ncat",), stop=("\n",))
+    (one,) = generate(runner(), ["so"], params)
+    assert (one.text, one.stop, one.finish_reason) == ("the\ncat", "the\ncat", "stop")
 
 
 def test_stop_ids_and_eos_end_the_text() -> None:

@@ -135,6 +135,17 @@ def test_thirty_steps_equal_peft(any_family: Setup, tmp_path: Path) -> None:
     assert result.losses[-1] < 0.8 * result.losses[0]
 
 
+def test_an_examples_weight_scales_its_gradient(tiny: Setup) -> None:
+    adapter = tiny.adapter(trained=True)
+    config, flat = TrainConfig(), FlatTensors(adapter.tensors())
+    gradients = Gradients(tiny.model, adapter, flat, config, 10_000)
+    whole, half = (
+        gradients.train(encode([dataclasses.replace(e, weight=weight) for e in EXAMPLES]), 0)[1]
+        for weight in (1.0, 0.5)
+    )
+    assert_close(half, whole / 2)
+
+
 def test_accumulation_1x8_equals_8x1(tiny: Setup) -> None:
     """One micro-batch of all examples, or one for each, give the same weights."""
     whole, split = tiny.adapter(), tiny.adapter()
