@@ -1,4 +1,4 @@
-"""How much memory a device has left."""
+"""How much memory a device has left, and whether that was the trouble."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def free_memory(device: torch.device) -> int:
         return _UNKNOWN_MEMORY
     limits = [_available_in_system(), _available_in_group()]
     return min((limit for limit in limits if limit is not None), default=_UNKNOWN_MEMORY)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that an allocation failed."""
+    # torch's CPU allocator raises a bare RuntimeError that begins with its own name.
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "DefaultCPUAllocator" in str(error)
 
 
 def _available_in_system() -> int | None:

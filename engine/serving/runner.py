@@ -12,6 +12,7 @@ from torch import Tensor
 
 import kernels
 from engine.adapters.lora import InferenceLora
+from engine.memory import out_of_memory
 from engine.model import Llama
 from engine.serving.decode_graph import DecodeGraphs
 from engine.serving.kv_cache import KVCache
@@ -60,9 +61,10 @@ class Runner:
         with self._lock, torch.inference_mode():
             try:
                 while (step := scheduler.schedule()) is not None:
-                    hidden = self._compute(step)
-                    scheduler.complete(step)
-                    use(step, hidden)
+                    hidden = self._compute(step, scheduler)
+                    if hidden is not None:
+                        scheduler.complete(step)
+                        use(step, hidden)
             finally:
                 scheduler.abort()
 
@@ -72,14 +74,20 @@ class Runner:
             self.graphs.clear()
             self.cache.release()
 
-    def _compute(self, step: Step[S]) -> Tensor:
-        """The hidden states `[T, W]` of a step."""
-        hidden = self.graphs.hidden(step)
-        if hidden is None:
-            attend = PagedAttention(self.model.config, self.cache, step)
-            lora = InferenceLora(step.adapters)
-            hidden = self.model.hidden(step.tokens, step.positions, attend, lora)
-        return hidden
+    def _compute(self, step: Step[S], scheduler: Scheduler[S]) -> Tensor | None:
+        """The hidden states `[T, W]` of a step, or None if it must be planned anew, smaller."""
+        try:
+            hidden = self.graphs.hidden(step)
+            if hidden is None:
+                attend = PagedAttention(self.model.config, self.cache, step)
+                lora = InferenceLora(step.adapters)
+                hidden = self.model.hidden(step.tokens, step.positions, attend, lora)
+            return hidden
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or not scheduler.shrink(step):
+                raise
+            self.step_tokens = scheduler.step_tokens
+            return None
 
     def logits(self, hidden: Tensor, rows: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Logits of rows of the batch, a bounded number at a time.

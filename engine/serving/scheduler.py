@@ -144,6 +144,18 @@ class Scheduler(Generic[S]):
         del self._running[sequence]
         self._batch = None
 
+    def shrink(self, step: Step[S]) -> bool:
+        """After a step that needed too much memory: starts again with steps of half its size.
+
+        Returns:
+            False if the step was of one token.
+        """
+        self.step_tokens = len(step.tokens) // 2
+        self.cache.abort()
+        for sequence in reversed(list(self._running)):
+            self._preempt(sequence)
+        return self.step_tokens > 0
+
     def abort(self) -> None:
         """Takes all sequences out, whatever became of the last step."""
         self.cache.abort()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.adapters.lora import Adapter, TrainingLora
 from engine.errors import TrainingError
+from engine.memory import out_of_memory
 from engine.model import Llama
 from engine.seeds import mix
 from engine.training.config import TrainConfig
@@ -160,8 +161,6 @@ def _unless_out_of_memory(
     try:
         return compute(micro, number)
     except (MemoryError, RuntimeError) as error:
-        # torch's CPU allocator raises a bare RuntimeError that begins with its own name.
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if known or "DefaultCPUAllocator" in str(error):
-            return None
-        raise
+        if not out_of_memory(error):
+            raise
+        return None

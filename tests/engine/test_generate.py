@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import chisquare
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from engine.adapters.lora import LoraConfig, new_adapter
 from engine.errors import RequestError
+from engine.model import Llama
 from engine.serving.generate import generate
 from engine.serving.progress import Progress
 from engine.serving.sampling_params import SamplingParams
@@ -273,6 +275,22 @@ def test_each_prompt_may_have_its_own_params() -> None:
     together = generate(runner(), rows, each)
     apart = [generate(runner(), [row], params) for row, params in zip(rows, each, strict=True)]
     assert results(together) == results([one for some in apart for one in some])
+
+
+def test_memory_that_runs_out_makes_steps_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = results(generate(runner(), prompts(9), SAMPLED))
+    hidden = Llama.hidden
+
+    def cramped(model: Llama, tokens: Tensor, *rest: Any, **options: Any) -> Tensor:
+        if len(tokens) > 11:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return hidden(model, tokens, *rest, **options)
+
+    monkeypatch.setattr(Llama, "hidden", cramped)
+    run = runner()
+    assert results(generate(run, prompts(9), SAMPLED)) == expected
+    assert run.step_tokens <= 11
+    assert run.cache.pool.held == 0
 
 
 def test_progress_ends_at_the_total() -> None:
