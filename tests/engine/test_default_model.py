@@ -80,11 +80,13 @@ def test_greedy_continuations_equal_transformers(llm: LLM, peer: PreTrainedModel
 
 
 @torch.no_grad()
-def test_bf16_stays_close(llm: LLM) -> None:
-    rounded = engine.load("smollm2-135m", dtype=torch.bfloat16)
+def test_bf16_is_as_close_as_transformers(llm: LLM) -> None:
     rows = [torch.tensor(ids) for ids in prompts(llm)]
     exact = packed_logits(llm.model, rows)
-    assert relative_rms(packed_logits(rounded.model, rows).float(), exact) < 0.03
+    ours = packed_logits(engine.load("smollm2-135m", dtype=torch.bfloat16).model, rows)
+    rounded = AutoModelForCausalLM.from_pretrained(llm.checkpoint.path, dtype=torch.bfloat16)
+    theirs = torch.cat([rounded(row[None]).logits[0] for row in rows])
+    assert relative_rms(ours.float(), exact) < 1.1 * relative_rms(theirs.float(), exact)
 
 
 def test_the_tour_learns() -> None:
