@@ -39,7 +39,7 @@ def _race(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, object]:
         models |= _gguf(arguments, stack)
     tokenizer = checkpoint.tokenizer()
     fractions = arguments.fraction, arguments.peer_fraction
-    options = Options(models, arguments.threads, arguments.repeats, *fractions)
+    options = Options(models, arguments.threads, arguments.repeats, *fractions, arguments.batch)
     date = datetime.date.today().isoformat()
     about = {"model": Path(arguments.model).name, "date": date, "machine": about}
     outcomes: list[Outcome] = []
@@ -84,6 +84,9 @@ def _parse() -> argparse.Namespace:
         type=_share,
         default=1.0,
         help="share of those that the peers run; their times are scaled up",
+    )
+    parser.add_argument(
+        "--batch", type=_count, help="the peers' batch size, where an earlier search found it"
     )
     parser.add_argument("--out", type=Path, default=_ROOT / "bench" / "results", help="folder")
     return parser.parse_args()

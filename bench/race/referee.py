@@ -27,6 +27,7 @@ class Options:
         repeats: counted runs of each side, taken in turn.
         fraction: share of the work's requests or examples that every side runs.
         peer_fraction: share of those that the peers run; their times are scaled up by tokens.
+        batch: the peers' batch size; None to search for the best.
     """
 
     models: dict[str, str]
@@ -34,6 +35,7 @@ class Options:
     repeats: int
     fraction: float
     peer_fraction: float
+    batch: int | None = None
 
 
 @dataclass
@@ -110,7 +112,9 @@ def _start(
     if model is None:
         raise MissingSide("it has no model file to load")
     batches = next((r.batches for r in work.rivals if r.side == entrant.side), ())
-    if batches:
+    if batches and options.batch is not None:
+        entrant.batch = options.batch
+    elif batches:
         with Worker(entrant.side, model, options.threads) as worker:
             entrant.search = _search(worker, job, sorted({min(b, size(job)) for b in batches}))
         entrant.batch = min(entrant.search, key=lambda batch: entrant.search[batch])
