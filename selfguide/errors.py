@@ -1,0 +1,15 @@
+"""Ends of a run that are not a finished report. Each message is one line: what, where, what to do."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something given by the user makes no sense, or a file cannot be used (exit code 2)."""
+
+
+class TooFewPairs(UserError):  # noqa: N818 (an outcome, not a mistake)
+    """The filters left too few pairs to train on (exit code 3)."""
+
+
+class Interrupted(Exception):  # noqa: N818 (an outcome, not a mistake)
+    """The user asked to stop; what was finished is on disk (exit code 130)."""

@@ -1,0 +1,143 @@
+"""Asking the model for outputs: as text, or as probabilities of the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine import LLM, Completion, Progress, SamplingParams, Scored
+from engine.serving.prompts import Text
+from selfguide.prompts import Asking, Prompts
+from selfguide.tasks import Task
+
+Scores = NDArray[np.float64]
+Decision = Literal["greedy", "direct", "bias_removed", "channel"]
+OnProgress = Callable[[Progress], None] | None
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model that does one task; which adapter does it is said with each question."""
+
+    llm: LLM
+    task: Task
+    prompts: Prompts
+
+    def sample(
+        self,
+        inputs: Sequence[str],
+        asking: Asking,
+        params: SamplingParams,
+        seeds: Sequence[int],
+        progress: OnProgress = None,
+    ) -> list[list[Completion]]:
+        """`params.n` outputs drawn for each input, with a seed each, cut at the task's stop."""
+        asked = [
+            replace(params, stop=self.prompts.stop, seed=seed, max_tokens=self.budget(text))
+            for text, seed in zip(inputs, seeds, strict=True)
+        ]
+        texts = [self.prompts.answer(text, asking) for text in inputs]
+        flat = self.llm.generate(texts, asked, asking.adapter, progress)
+        return [flat[start : start + params.n] for start in range(0, len(flat), params.n)]
+
+    def greedy(
+        self, inputs: Sequence[str], asking: Asking, progress: OnProgress = None
+    ) -> list[str]:
+        """The most likely output of each input, cut at its stop; "" where it does not fit."""
+        params = SamplingParams(temperature=0.0)
+        drawn = self.sample(inputs, asking, params, [0] * len(inputs), progress)
+        return [row[0].text.strip() for row in drawn]
+
+    def label_scores(
+        self, inputs: Sequence[str], asking: Asking, progress: OnProgress = None
+    ) -> Scores:
+        """log p(label | input) over the closed set of labels: `[inputs, labels]`."""
+        prompts = [self.prompts.answer(text, asking) for text in inputs]
+        return self._scored(prompts, self._label_ids(asking), asking.adapter, progress)
+
+    def channel_scores(
+        self, inputs: Sequence[str], adapter: str | None = None, progress: OnProgress = None
+    ) -> Scores:
+        """log p(input | label), normalised over labels (the noisy channel, arXiv 2108.04106).
+
+        The label stands in words before the input, after the task's examples in the same form.
+        """
+        examples, labels = self.task.examples, list(self.task.labels)
+        prompts = [self.prompts.record(examples, label) for label in labels]
+        columns = []
+        for prompt in prompts:
+            texts = [f" {text}" for text in inputs]
+            rows = self._nested([prompt], [texts], adapter, progress)[0]
+            columns.append([each.logprob for each in rows])
+        return log_softmax(np.array(columns, np.float64).T)
+
+    def budget(self, input: str) -> int:
+        """The most tokens that an answer may take: twice what the examples lead to expect."""
+        longest, ratio = self._lengths
+        return 16 + 2 * max(longest, round(ratio * self._count(input)))
+
+    @cached_property
+    def _lengths(self) -> tuple[int, float]:
+        """Tokens of the examples' longest output, and the most per token of their inputs."""
+        pairs = [(self._count(e.input), self._count(e.output)) for e in self.task.examples]
+        if self.task.is_classification:
+            return max(self._count(label) for label in self.task.labels), 0.0
+        return max(o for _, o in pairs), max(o / max(i, 1) for i, o in pairs)
+
+    def _count(self, text: str) -> int:
+        return len(self.llm.tokenizer.encode(text, bos=False))
+
+    def _label_ids(self, asking: Asking) -> list[list[int]]:
+        """The labels' tokens; with an end token where one label begins like another."""
+        tokenizer = self.llm.tokenizer
+        ids = [
+            tokenizer.encode_continuation(self.prompts.completion(label, asking))
+            for label in self.task.labels
+        ]
+        nested = any(a is not b and b[: len(a)] == a for a in ids for b in ids)
+        return [[*each, tokenizer.eos_ids[0]] for each in ids] if nested else ids
+
+    def _scored(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[Sequence[int]],
+        adapter: str | None,
+        progress: OnProgress,
+    ) -> Scores:
+        rows = self._nested(prompts, [completions] * len(prompts), adapter, progress)
+        logprobs = [[each.logprob for each in row] for row in rows]
+        return log_softmax(np.array(logprobs, np.float64).reshape(len(prompts), len(completions)))
+
+    def _nested(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[Sequence[Text]],
+        adapter: str | None,
+        progress: OnProgress,
+    ) -> list[list[Scored]]:
+        return cast("list[list[Scored]]", self.llm.score(prompts, completions, adapter, progress))
+
+
+def log_softmax(scores: Scores) -> Scores:
+    """Rows normalised to log-probabilities."""
+    shifted = scores - scores.max(axis=1, keepdims=True, initial=-np.inf)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def label_bias(scores: Scores, asked: Sequence[int | None] | None = None) -> Scores:
+    """What the model gives each label whatever the input: its mean score, `[labels]`, mean zero.
+
+    Domain-context calibration (arXiv 2305.19148) with whole in-domain inputs. Where it is known
+    which label each input was asked for, every label's inputs count alike.
+    """
+    groups: dict[int | None, list[int]] = {}
+    for row, label in enumerate([None] * len(scores) if asked is None else asked):
+        groups.setdefault(label, []).append(row)
+    means = np.array([scores[rows].mean(axis=0) for rows in groups.values()])
+    bias = means.mean(axis=0)
+    return np.asarray(bias - bias.mean())

@@ -1,0 +1,138 @@
+"""The renderer: annotation, training, evaluation and prediction get their prompts here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from engine.errors import TokenizerError
+from engine.text.tokenizer import Tokenizer
+from selfguide.tasks import Example, Task
+
+Template = Literal["plain", "titled", "dialogue"]
+TEMPLATES: tuple[Template, ...] = ("plain", "titled", "dialogue")
+
+_FOLDER = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a question is put to the model.
+
+    Args:
+        template: the prompt's wording.
+        shots: with the task's examples before the question (few-shot), or without (zero-shot).
+        adapter: name of the adapter that answers; None for the bare model.
+    """
+
+    template: Template = "plain"
+    shots: bool = True
+    adapter: str | None = None
+
+
+class Prompts:
+    """Prompts of one task, as text for the engine.
+
+    A prompt is followed by `lead + output`; `stop` lists the strings that end an output.
+    """
+
+    def __init__(self, task: Task, tokenizer: Tokenizer) -> None:
+        self.task = task
+        self._tokenizer = tokenizer
+        self._environment = Environment(
+            loader=FileSystemLoader(_FOLDER),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=False,
+            autoescape=False,
+        )
+
+    def answer(self, input: str, asking: Asking, examples: Sequence[Example] | None = None) -> str:
+        """The prompt that asks for the output of `input`; `examples` replace the task's own."""
+        chosen = self.task.examples if examples is None else tuple(examples)
+        shown = chosen if asking.shots else ()
+        if asking.template == "dialogue":
+            return self._dialogue(input, shown)
+        return self._render(
+            asking.template, instruction=self.task.instruction, examples=shown, input=input
+        )
+
+    def completion(self, output: str, asking: Asking) -> str:
+        """`output` as it follows a prompt of that template."""
+        starts_line = asking.template == "titled"
+        starts_turn = asking.template == "dialogue" and self._has_chat
+        return output if starts_line or starts_turn else f" {output}"
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """What ends an output: the task's own stops, else its line, or its paragraph."""
+        if self.task.stop:
+            return self.task.stop
+        outputs = [example.output for example in self.task.examples]
+        if any("\n\n" in output for output in outputs):
+            return ("\nInput:", "\n## Given", "\nUser:")
+        return ("\n\n",) if any("\n" in output for output in outputs) else ("\n",)
+
+    def record(self, records: Sequence[Example], asked: str | None, start: str = "") -> str:
+        """The prompt whose continuation is a new input.
+
+        Args:
+            records: shown before; with labels their outputs stand first.
+            asked: the label that the new input shall have; None without labels.
+            start: how every input of this task begins.
+        """
+        words = [Example(r.input, self.words(r.output)) for r in records]
+        text = self._render(
+            "record",
+            instruction=self.task.instruction,
+            records=words,
+            labelled=asked is not None,
+            asked=self.words(asked) if asked else None,
+        )
+        return f"{text} {start}" if start else text
+
+    def meta(self, inputs: Sequence[str], asked: str | None) -> str:
+        """The paper's request for a new input, as a user's turn in the model's own chat format."""
+        text = self._render("meta", instruction=self.task.instruction, inputs=inputs, asked=asked)
+        return self._chat([{"role": "user", "content": text}]) or f"{text}\n\nInput:"
+
+    def words(self, label: str) -> str:
+        """What a label means, in words; an output that is not a label stays as it is."""
+        return self.task.labels.get(label, label)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all templates: 64 hex digits."""
+        digest = hashlib.sha256()
+        for path in sorted(_FOLDER.glob("*.j2")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        return digest.hexdigest()
+
+    def _dialogue(self, input: str, examples: Sequence[Example]) -> str:
+        turns: list[dict[str, str]] = []
+        for example in examples:
+            turns.append({"role": "user", "content": example.input})
+            turns.append({"role": "assistant", "content": example.output})
+        turns.append({"role": "user", "content": input})
+        turns[0]["content"] = f"{self.task.instruction}\n\n{turns[0]['content']}"
+        return self._chat(turns) or self._render("dialogue", turns=turns)
+
+    @property
+    def _has_chat(self) -> bool:
+        return self._chat([{"role": "user", "content": "x"}]) is not None
+
+    def _chat(self, turns: list[dict[str, str]]) -> str | None:
+        """The conversation in the model's own format; None if it has none."""
+        try:
+            return self._tokenizer.render_chat(turns)
+        except TokenizerError:
+            return None
+
+    def _render(self, name: str, **values: object) -> str:
+        return self._environment.get_template(f"{name}.j2").render(**values)
