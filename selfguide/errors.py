@@ -1,4 +1,4 @@
-"""Ends of a run that are not a finished report. Each message is one line: what, where, what to do."""
+"""How a run can end without a report. Messages are one line: what, where, what to do."""
 
 from __future__ import annotations
 

@@ -1,0 +1,60 @@
+"""Candidates as the ledger keeps them, and the pairs that training reads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass
+class Candidate:
+    """An invented (or the user's own) input and all that became of it: one row of the ledger.
+
+    Args:
+        id: its place in the ledger.
+        round: of synthesis, counted from 0.
+        source: the generator, or "user".
+        input: its text, stripped.
+        asked: the label it was asked for; None without labels or for the user's own.
+        seed: of its sampling.
+        output: what annotation gave; None if a filter took the input before.
+        scores: log p(label | input) over the labels, as the annotator gave them, bias included.
+        agreement: share of the votes, or mean similarity of the chosen output to the others.
+        kept: whether it is trained on or held out.
+        filter: name of the filter that took it.
+        reason: why, in words.
+    """
+
+    id: int
+    round: int
+    source: Literal["record", "meta", "user"]
+    input: str
+    asked: str | None
+    seed: int
+    output: str | None = None
+    scores: dict[str, float] | None = None
+    agreement: float | None = None
+    kept: bool = False
+    filter: str | None = None
+    reason: str | None = None
+
+    def drop(self, filter: str, reason: str) -> None:
+        self.kept, self.filter, self.reason = False, filter, reason
+
+    def row(self) -> dict[str, Any]:
+        """As JSON; the field names are the keys."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A training pair: one row of dataset.jsonl. `id` is its candidate's."""
+
+    input: str
+    output: str
+    origin: Literal["example", "synthetic"]
+    id: int | None = None
+
+    def row(self) -> dict[str, Any]:
+        """As JSON; the field names are the keys."""
+        return asdict(self)

@@ -1,0 +1,49 @@
+"""What the stages tell whoever watches them, and where they let themselves be stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from engine import Progress, TrainProgress
+
+Watch = Callable[[Progress | TrainProgress], None]
+
+
+class Observer(Protocol):
+    """The console of a run, or silence."""
+
+    def say(self, text: str) -> None:
+        """A line of news."""
+
+    def warn(self, text: str) -> None:
+        """A line that the report repeats."""
+
+    def watch(self, title: str) -> Watch:
+        """A callback that shows how far the work named `title` has come."""
+
+    def pause_point(self) -> None:
+        """Called where all that was done is on disk.
+
+        Raises:
+            Interrupted: the user asked to stop.
+        """
+
+
+class Silent:
+    """Shows nothing and never stops; keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def say(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def watch(self, title: str) -> Watch:
+        return lambda progress: None
+
+    def pause_point(self) -> None:
+        pass
