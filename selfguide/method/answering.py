@@ -79,17 +79,18 @@ class Answerer:
     def budget(self, input: str) -> int:
         """The most tokens that an answer may take: twice what the examples lead to expect."""
         longest, ratio = self._lengths
-        return 16 + 2 * max(longest, round(ratio * self._count(input)))
+        return 16 + 2 * max(longest, round(ratio * self.count(input)))
 
     @cached_property
     def _lengths(self) -> tuple[int, float]:
         """Tokens of the examples' longest output, and the most per token of their inputs."""
-        pairs = [(self._count(e.input), self._count(e.output)) for e in self.task.examples]
+        pairs = [(self.count(e.input), self.count(e.output)) for e in self.task.examples]
         if self.task.is_classification:
-            return max(self._count(label) for label in self.task.labels), 0.0
+            return max(self.count(label) for label in self.task.labels), 0.0
         return max(o for _, o in pairs), max(o / max(i, 1) for i, o in pairs)
 
-    def _count(self, text: str) -> int:
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
         return len(self.llm.tokenizer.encode(text, bos=False))
 
     def _label_ids(self, asking: Asking) -> list[list[int]]:
@@ -129,13 +130,13 @@ def log_softmax(scores: Scores) -> Scores:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def label_bias(scores: Scores, asked: Sequence[int | None] | None = None) -> Scores:
+def label_bias(scores: Scores, asked: Sequence[str | None] | None = None) -> Scores:
     """What the model gives each label whatever the input: its mean score, `[labels]`, mean zero.
 
     Domain-context calibration (arXiv 2305.19148) with whole in-domain inputs. Where it is known
     which label each input was asked for, every label's inputs count alike.
     """
-    groups: dict[int | None, list[int]] = {}
+    groups: dict[str | None, list[int]] = {}
     for row, label in enumerate([None] * len(scores) if asked is None else asked):
         groups.setdefault(label, []).append(row)
     means = np.array([scores[rows].mean(axis=0) for rows in groups.values()])

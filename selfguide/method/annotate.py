@@ -1,0 +1,112 @@
+"""Step 2: outputs for invented inputs, by label probabilities or by votes among samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine import SamplingParams
+from engine.seeds import mix
+from selfguide.method.answering import Answerer, OnProgress, Scores, label_bias
+from selfguide.method.pairs import Candidate
+from selfguide.metrics.parse import parse_label
+from selfguide.metrics.rouge import similarity
+from selfguide.prompts import Asking
+from selfguide.settings import Settings
+
+_VOTING = 1  # a salt: votes do not repeat the numbers that the input was drawn with
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Gives candidates their outputs, with the bare model and the task's examples as its prompt."""
+
+    answerer: Answerer
+    settings: Settings
+
+    @property
+    def kind(self) -> str:
+        """direct, bias_removed, channel or vote."""
+        if self.settings.annotator != "auto":
+            return self.settings.annotator
+        return "bias_removed" if self.answerer.task.is_classification else "vote"
+
+    def annotate(self, candidates: Sequence[Candidate], progress: OnProgress = None) -> None:
+        """Notes scores of labels, or the votes' winner and its agreement, in `candidates`."""
+        if not candidates:
+            return
+        if self.kind == "vote":
+            self._vote(candidates, progress)
+            return
+        inputs = [candidate.input for candidate in candidates]
+        if self.kind == "channel":
+            scores = self.answerer.channel_scores(inputs, progress=progress)
+        else:
+            scores = self.answerer.label_scores(inputs, self._asking, progress)
+        labels = list(self.answerer.task.labels)
+        for candidate, row in zip(candidates, scores, strict=True):
+            candidate.scores = dict(zip(labels, map(float, row), strict=True))
+
+    def decide(self, candidates: Sequence[Candidate]) -> None:
+        """Turns all scores so far into outputs: the likeliest label, label bias removed or not."""
+        scored = [candidate for candidate in candidates if candidate.scores]
+        if not scored:
+            return
+        labels = list(self.answerer.task.labels)
+        scores = scores_of(scored, labels)
+        if self.kind != "direct":
+            scores -= label_bias(scores, [each.asked for each in scored])
+        for candidate, row in zip(scored, scores, strict=True):
+            best = int(row.argmax())
+            candidate.output = labels[best]
+            candidate.agreement = float(np.exp(row[best]) / np.exp(row).sum())
+
+    @property
+    def _asking(self) -> Asking:
+        return Asking(self.settings.template, shots=True)
+
+    def _vote(self, candidates: Sequence[Candidate], progress: OnProgress) -> None:
+        params = SamplingParams(
+            n=self.settings.votes,
+            temperature=self.settings.vote_temperature,
+            top_k=self.settings.vote_top_k,
+        )
+        seeds = [mix(candidate.seed, _VOTING) for candidate in candidates]
+        inputs = [candidate.input for candidate in candidates]
+        drawn = self.answerer.sample(inputs, self._asking, params, seeds, progress)
+        labels = list(self.answerer.task.labels)
+        for candidate, samples in zip(candidates, drawn, strict=True):
+            texts = [s.text.strip() if s.finish_reason != "length" else "" for s in samples]
+            if labels:
+                texts = [parse_label(text, labels) or "" for text in texts]
+            candidate.output, candidate.agreement = elect(texts, exact=bool(labels))
+
+
+def scores_of(candidates: Sequence[Candidate], labels: Sequence[str]) -> Scores:
+    """The raw scores of annotated candidates: `[candidates, labels]`."""
+    rows = [[(each.scores or {})[label] for label in labels] for each in candidates]
+    return np.array(rows, np.float64).reshape(len(rows), len(labels))
+
+
+def elect(texts: Sequence[str], *, exact: bool) -> tuple[str | None, float]:
+    """The winner among samples and its agreement; "" counts as a vote for nothing.
+
+    With `exact`, the most frequent text and its share of all votes (the paper's vote). Else the
+    medoid, which is the text most like the others by ROUGE-L, and its mean likeness to them; long
+    answers that differ by a word then support each other. The shortest wins a tie.
+    """
+    valid = [text for text in texts if text]
+    if not valid:
+        return None, 0.0
+    support = {
+        text: sum(float(text == other) if exact else _alike(text, other) for other in valid)
+        for text in dict.fromkeys(valid)
+    }
+    best = max(support, key=lambda text: (round(support[text], 9), -len(text)))
+    return best, support[best] / len(texts)
+
+
+def _alike(text: str, other: str) -> float:
+    return 1.0 if text == other else similarity(text, other)

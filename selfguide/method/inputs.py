@@ -1,0 +1,102 @@
+"""Step 1: the model invents inputs, by continuing records or by the paper's request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine import SamplingParams
+from engine.seeds import mix
+from selfguide.method.answering import Answerer, OnProgress
+from selfguide.method.pairs import Candidate
+from selfguide.method.shape import Shape
+from selfguide.settings import Settings
+from selfguide.tasks import Example
+
+_EARLIER = 3  # earlier candidates shown in a prompt, at most (the paper shows up to ten)
+
+
+@dataclass(frozen=True)
+class Inventor:
+    """Writes new inputs for a task. A candidate depends on its id, the seed and earlier rounds."""
+
+    answerer: Answerer
+    settings: Settings
+
+    def invent(
+        self,
+        first_id: int,
+        round: int,
+        asked: Sequence[str | None],
+        earlier: Sequence[Candidate],
+        progress: OnProgress = None,
+    ) -> list[Candidate]:
+        """One candidate for each label of `asked` (None without labels).
+
+        Args:
+            first_id: id of the first of them.
+            round: noted with them.
+            asked: the label that each shall have.
+            earlier: candidates of earlier rounds that may be shown as examples.
+            progress: called as inputs are finished.
+        """
+        candidates = [
+            Candidate(
+                id=first_id + place,
+                round=round,
+                source=self.settings.generator,
+                input="",
+                asked=label,
+                seed=mix(self.settings.seed, first_id + place),
+            )
+            for place, label in enumerate(asked)
+        ]
+        prompts = [self._prompt(candidate, earlier) for candidate in candidates]
+        params = [self._params(candidate) for candidate in candidates]
+        drawn = self.answerer.llm.generate(prompts, params, None, progress)
+        for candidate, completion in zip(candidates, drawn, strict=True):
+            candidate.input = f"{self._start}{completion.text}".strip()
+            if completion.error:
+                candidate.drop("length", completion.error)
+            elif completion.finish_reason == "length":
+                candidate.drop("length", "did not end where an input of this task would")
+        return candidates
+
+    @property
+    def _shape(self) -> Shape:
+        return Shape.of([example.input for example in self.answerer.task.examples])
+
+    @property
+    def _start(self) -> str:
+        return self._shape.start if self.settings.generator == "record" else ""
+
+    def _prompt(self, candidate: Candidate, earlier: Sequence[Candidate]) -> str:
+        random = np.random.default_rng(candidate.seed)
+        count = min(len(earlier), int(random.integers(1, _EARLIER + 1)))
+        picked = random.choice(len(earlier), count, replace=False) if count else ()
+        shown = [earlier[index] for index in picked]
+        prompts, examples = self.answerer.prompts, self.answerer.task.examples
+        if self.settings.generator == "meta":
+            inputs = [each.input for each in (*examples, *shown)]
+            return prompts.meta(inputs, candidate.asked)
+        records = [Example(each.input, each.output) for each in shown if each.output]
+        return prompts.record([*examples, *records], candidate.asked, self._start)
+
+    def _params(self, candidate: Candidate) -> SamplingParams:
+        longest = max(self.answerer.count(e.input) for e in self.answerer.task.examples)
+        return SamplingParams(
+            temperature=self.settings.temperature,
+            top_p=self.settings.top_p,
+            top_k=self.settings.top_k,
+            max_tokens=16 + 2 * longest,
+            stop=() if self.settings.generator == "meta" else self._stop,
+            seed=candidate.seed,
+        )
+
+    @property
+    def _stop(self) -> tuple[str, ...]:
+        """What ends a record's input: its line, its paragraph, or the next record."""
+        ends = {"one": ("\n",), "several": ("\n\n", "\nOutput:", "\nInput:")}
+        return ends.get(self._shape.lines, ("\nOutput:", "\nInput:"))
