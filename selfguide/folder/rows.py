@@ -1,0 +1,87 @@
+"""JSON lines of a run folder: candidates (the ledger) and training pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from engine.files import replacing
+from selfguide.errors import UserError
+from selfguide.method.pairs import Candidate, Pair
+from selfguide.tasks import Task
+from selfguide.tasks.reading import read_text
+
+_PAIR_KEYS = ("input", "output", "origin", "id")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replaces a JSON lines file as a whole."""
+    with replacing(path) as file:
+        for row in rows:
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON lines file, each with its line's number; empty lines are skipped.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not a JSON object.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not JSON: {error.msg}; mend the line") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}:{number}: expected an object with keys, like {{...}}")
+        yield number, value
+
+
+def read_candidates(path: Path) -> list[Candidate]:
+    """The ledger.
+
+    Raises:
+        UserError: it cannot be read, or a line is no candidate.
+    """
+    candidates = []
+    known = {each.name for each in fields(Candidate)}
+    needed = {each.name for each in fields(Candidate) if each.default is MISSING}
+    for number, row in read_objects(path):
+        if not needed <= row.keys() <= known:
+            wrong = ", ".join(sorted(needed - row.keys() | row.keys() - known))
+            raise UserError(f"{path}:{number}: missing or unknown: {wrong}; remove the file")
+        candidates.append(Candidate(**row))
+    return candidates
+
+
+def read_pairs(path: Path, task: Task) -> list[Pair]:
+    """Training pairs, possibly edited by hand: `input` and `output` suffice.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no pair of this task.
+    """
+    return [_pair(row, task, f"{path}:{number}") for number, row in read_objects(path)]
+
+
+def _pair(row: Mapping[str, Any], task: Task, where: str) -> Pair:
+    for key in row:
+        if key not in _PAIR_KEYS:
+            raise UserError(f"{where}: unknown key {key!r}; a row has input and output")
+    texts = [row.get(key) for key in ("input", "output")]
+    for key, value in zip(("input", "output"), texts, strict=True):
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"{where}: {key}: needs a text that is not empty")
+    input, output = (str(text).strip() for text in texts)
+    if task.is_classification and output not in task.labels:
+        raise UserError(f"{where}: output: {output!r} is none of {', '.join(task.labels)}")
+    origin, id = row.get("origin", "synthetic"), row.get("id")
+    if origin not in ("example", "synthetic"):
+        raise UserError(f"{where}: origin: {origin!r} is neither example nor synthetic")
+    if id is not None and type(id) is not int:
+        raise UserError(f"{where}: id: {id!r} is no candidate's number; leave it out")
+    return Pair(input, output, origin, id)

@@ -1,0 +1,161 @@
+"""The layout of a run folder, its lock, and the moment in which a stage's results become valid.
+
+A stage works in `unfinished/STAGE-FINGERPRINT/`. What it made lies there, complete, before its
+record `stage.json` is written; then the files take their places and the manifest its record. A run
+that is killed in between does the rest when it starts again, and a half-done stage is found by its
+fingerprint, whatever was run in the same folder since.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from engine.files import write_atomic, write_json
+from selfguide.errors import UserError
+from selfguide.folder.manifest import Manifest, Shape, file_hashes
+
+_RECORD = "stage.json"
+_LATER_THAN_SYNTHESIS = (
+    "dataset.jsonl",
+    "held_out.jsonl",
+    "adapter",
+    "expert.json",
+    "predictions.jsonl",
+    "metrics.json",
+)
+
+
+class RunFolder:
+    """Where a run keeps everything; nothing is made before `lock`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.candidates = path / "candidates.jsonl"
+        self.dataset = path / "dataset.jsonl"
+        self.held_out = path / "held_out.jsonl"
+        self.adapter = path / "adapter"
+        self.expert = path / "expert.json"
+        self.metrics = path / "metrics.json"
+        self.report = path / "report.html"
+        self.log = path / "log.txt"
+        self._manifest = path / "manifest.json"
+        self._unfinished = path / "unfinished"
+        self._pid = path / ".pid"
+
+    def manifest(self) -> Manifest:
+        """The manifest as it is on disk; an empty one if there is none."""
+        return Manifest(self._manifest)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Makes the folder, and keeps other runs out of it.
+
+        Raises:
+            UserError: another run is at work in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"{self.path}: {self._holder()}") from None
+        try:
+            write_atomic(self._pid, f"{os.getpid()}\n".encode())
+            yield
+        finally:
+            self._pid.unlink(missing_ok=True)
+            lock.release()
+
+    def _holder(self) -> str:
+        try:
+            pid = f" (process {self._pid.read_text(encoding='ascii').strip()})"
+        except OSError:
+            pid = ""
+        return f"another run{pid} is at work in this folder; wait for it, or choose another --out"
+
+    def set_aside(self) -> Path:
+        """Gives the folder the first free name of the form `x.1`; returns it."""
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        with self.lock():
+            pass
+        self.path.rename(aside)
+        return aside
+
+    def workplace(self, stage: str, fingerprint: str) -> Path:
+        """Where a stage of that fingerprint does its work; it may not exist yet."""
+        return self._unfinished / f"{stage}-{fingerprint[:16]}"
+
+    def publish(
+        self, stage: str, workplace: Path, names: Sequence[str], record: Mapping[str, Any]
+    ) -> None:
+        """Puts what a stage made in its place and notes it in the manifest, all or nothing.
+
+        Args:
+            stage: its name in the manifest.
+            workplace: holds the results; removed with all others of this stage.
+            names: the files and folders among them that are results.
+            record: what the manifest shall say; the results' hashes are added.
+        """
+        values = {**record, "files": file_hashes(workplace, names)}
+        write_json(workplace / _RECORD, {"stage": stage, "names": list(names), "record": values})
+        self._move_in(workplace)
+
+    def recover(self) -> None:
+        """Ends the publications that a killed run had begun."""
+        for record in sorted(self._unfinished.glob(f"*/{_RECORD}")):
+            self._move_in(record.parent)
+
+    def _move_in(self, workplace: Path) -> None:
+        begun = json.loads((workplace / _RECORD).read_bytes())
+        for name in begun["names"]:
+            if (workplace / name).exists():
+                self._replace(workplace / name, self.path / name)
+        manifest = self.manifest()
+        manifest.values["stages"][begun["stage"]] = begun["record"]
+        manifest.write()
+        for other in self._unfinished.glob(f"{begun['stage']}-*"):
+            (other / _RECORD).unlink(missing_ok=True)
+            shutil.rmtree(other)
+
+    def _replace(self, new: Path, place: Path) -> None:
+        """Like `os.replace`, for folders too."""
+        if new.is_dir() and place.exists():
+            old = self._unfinished / f"old-{place.name}"
+            shutil.rmtree(old, ignore_errors=True)
+            place.rename(old)
+            os.replace(new, place)
+            shutil.rmtree(old)
+        else:
+            os.replace(new, place)
+
+    def set_results_aside(self) -> bool:
+        """Moves the results of earlier settings to `earlier/`; whether there were any."""
+        found = [name for name in _LATER_THAN_SYNTHESIS if (self.path / name).exists()]
+        if not found:
+            return False
+        earlier = self.path / "earlier"
+        shutil.rmtree(earlier, ignore_errors=True)
+        earlier.mkdir()
+        for name in found:
+            (self.path / name).rename(earlier / name)
+        return True
+
+    def intact(self, record: Mapping[str, Any]) -> bool:
+        """Whether the results of a finished stage are still what it wrote."""
+        files: dict[str, str] = record.get("files", {})
+        return file_hashes(self.path, files) == files
+
+
+def stage_record(shape: Shape, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's record in the manifest: its fingerprint, what shaped it, and `values`."""
+    return {"fingerprint": shape.fingerprint, "shaped_by": shape.hashes(), **values}
