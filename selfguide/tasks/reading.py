@@ -1,0 +1,155 @@
+"""Reading users' files: UTF-8 text, YAML, JSON and JSON lines, whose scalars stay as written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from selfguide.errors import UserError
+
+Lines = list[tuple[int, Any]]
+"""Values of a JSON lines file, each with the number of its line (or of its item in a list)."""
+
+
+def read_text(path: Path) -> str:
+    """A file's text, without byte order mark and with `\\n` as line end.
+
+    Raises:
+        UserError: it is not there, cannot be read, or is not UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not UTF-8; save the file in UTF-8") from None
+    return _unix(text)
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file's value. Every scalar is the text the user wrote: `no`, `1.0`, `null`."""
+    try:
+        return yaml.load(read_text(path), _TextLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        hint = "; put text that contains ': ' in quotes" if "mapping values" in str(error) else ""
+        raise UserError(f"{place}: YAML: {error.problem or error.context}{hint}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: YAML: {' '.join(str(error).split())}") from None
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value, or a list of them where it holds one a line.
+
+    Numbers are the text the user wrote.
+    """
+    try:
+        return _loads(read_text(path))
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and error.lineno > 1:
+            return [value for _, value in _lines(path)]
+        raise UserError(f"{path}:{error.lineno}: JSON: {error.msg}") from None
+
+
+def read_rows(path: Path) -> Lines:
+    """The values of a JSON lines file, or of a `.json` file that holds a list."""
+    if path.suffix.lower() == ".json":
+        values = read_json(path)
+        if not isinstance(values, list):
+            raise UserError(f"{path}: expected a list, or JSON lines in a .jsonl file")
+        return list(enumerate(values, start=1))
+    return _lines(path)
+
+
+def text(value: Any, where: str) -> str:
+    """A scalar as text, without white space around it.
+
+    Args:
+        value: what a file holds.
+        where: file and key, for the message.
+
+    Raises:
+        UserError: it is missing, empty, or no scalar.
+    """
+    if isinstance(value, bool):
+        value = str(value).lower()
+    if isinstance(value, int | float):
+        value = str(value)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: expected text, got {_kind(value)}")
+    clean = _unix(value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")).strip()
+    if not clean:
+        raise UserError(f"{where}: empty")
+    return clean
+
+
+def texts(value: Any, where: str) -> tuple[str, ...]:
+    """A scalar or a list of them, as texts."""
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise UserError(f"{where}: empty")
+    return tuple(text(each, where) for each in values)
+
+
+def mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """`value`, if it is a map from names to values."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where}: expected keys and values, got {_kind(value)}")
+    return value
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """How a message about the unknown `word` goes on: " (did you mean ...?)", or nothing."""
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+class _TextLoader(yaml.BaseLoader):
+    """Keeps scalars as text and refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(
+                    problem="a key must be text", problem_mark=key.start_mark
+                )
+            if key.value in keys:
+                problem = f"key {key.value} stands twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            keys.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _lines(path: Path) -> Lines:
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append((number, _loads(line)))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}:{number}: JSON: {error.msg}") from None
+    return rows
+
+
+def _loads(source: str) -> Any:
+    return json.loads(source, parse_int=str, parse_float=str, parse_constant=str)
+
+
+def _unix(source: str) -> str:
+    return source.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return "a list" if isinstance(value, list) else "keys and values"
