@@ -1,0 +1,95 @@
+"""One renderer makes every prompt; this is what the model reads."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.text.tokenizer import Tokenizer
+from selfguide.prompts import TEMPLATES, Asking, Prompts
+from selfguide.prompts.prompts import Template
+from selfguide.tasks import Example, Task
+from tests.engine.serving_setup import folder
+
+TASK = Task(
+    name="mood",
+    instruction="Say if the review is good or bad.",
+    examples=(Example("Lovely soup.", "good"), Example("Cold {{ soup }}.", "bad")),
+    labels={"good": "happy", "bad": "unhappy"},
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_folder(folder("llama2"))
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: Tokenizer) -> Prompts:
+    return Prompts(TASK, tokenizer)
+
+
+def test_plain_few_shot_prompt_reads_as_a_page(prompts: Prompts) -> None:
+    assert prompts.answer("Fine.", Asking("plain")) == (
+        "Say if the review is good or bad.\n\n"
+        "Input: Lovely soup.\nOutput: good\n\n"
+        "Input: Cold {{ soup }}.\nOutput: bad\n\n"
+        "Input: Fine.\nOutput:"
+    )
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_zero_shot_prompts_hold_the_instruction_and_the_input_alone(
+    prompts: Prompts, template: Template
+) -> None:
+    text = prompts.answer("Fine.", Asking(template, shots=False))
+    assert TASK.instruction in text
+    assert "Fine." in text
+    assert "Lovely" not in text
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_prompt_and_completion_meet_as_an_example_stands_in_a_prompt(
+    prompts: Prompts, template: Template
+) -> None:
+    """What training reads is what a few-shot prompt shows: no space more or less."""
+    asking = Asking(template)
+    shown = prompts.answer("Fine.", asking)
+    first = prompts.answer(TASK.examples[0].input, asking, examples=())
+    assert shown.startswith(first + prompts.completion("good", asking))
+
+
+def test_examples_may_be_replaced(prompts: Prompts) -> None:
+    text = prompts.answer("Fine.", Asking("plain"), examples=[Example("Odd.", "bad")])
+    assert "Odd." in text
+    assert "Lovely" not in text
+
+
+def test_records_put_labels_first_and_in_words(prompts: Prompts) -> None:
+    assert prompts.record(TASK.examples[:1], "bad") == (
+        "Say if the review is good or bad.\n\n"
+        "Output: happy\nInput: Lovely soup.\n\n"
+        "Output: unhappy\nInput:"
+    )
+
+
+def test_the_papers_request_names_the_label_and_shows_the_inputs(prompts: Prompts) -> None:
+    text = prompts.meta(["Lovely soup.", "Cold soup."], "bad")
+    assert "Lovely soup." in text
+    assert 'whose answer is "bad"' in text
+    assert "None" not in prompts.meta(["Lovely soup."], None)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "stop"),
+    [
+        (("a", "b"), ("\n",)),
+        (("a\nb", "c"), ("\n\n",)),
+        (("a\n\nb", "c"), ("\nInput:", "\n## Given", "\nUser:")),
+    ],
+)
+def test_outputs_end_where_the_examples_do(
+    tokenizer: Tokenizer, outputs: tuple[str, str], stop: tuple[str, ...]
+) -> None:
+    examples = tuple(Example(f"input {i}", output) for i, output in enumerate(outputs))
+    assert Prompts(Task("t", "Do.", examples), tokenizer).stop == stop
+    assert Prompts(Task("t", "Do.", examples, stop=("END",)), tokenizer).stop == ("END",)
