@@ -20,7 +20,7 @@ from selfguide.settings import Settings
 from selfguide.tasks import Task
 
 _TOO_ALIKE = 0.7  # ROUGE-L F from which two inputs count as the same (Self-Instruct's threshold)
-_WIDEST = 0.5  # least standard deviation of lengths, as a share of their mean
+_LEAST_SPREAD = 0.75  # least standard deviation of lengths, as a share of their mean
 _NOISE = re.compile(
     r"^(?:sure|certainly|of course|here (?:is|are)|hello|hi there|i'm sorry|i am sorry|as an ai"
     r"|thank you|note:|therefore,|input:|output:|example \d|new input)\b"
@@ -61,7 +61,7 @@ class Context:
     def band(self, of: str) -> tuple[float, float]:
         """Shortest and longest length, in characters, of an "input" or "output"."""
         lengths = [len(getattr(example, of)) for example in self.task.examples]
-        spread = max(stdev(lengths), _WIDEST * mean(lengths))
+        spread = max(stdev(lengths), _LEAST_SPREAD * mean(lengths))
         reach = self.settings.length_sigmas * spread
         return min(mean(lengths) - reach, *lengths), max(mean(lengths) + reach, *lengths)
 

@@ -1,0 +1,85 @@
+"""Votes, medoids and label bias."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from selfguide.method.annotate import Annotator, elect
+from selfguide.method.answering import Answerer, label_bias, log_softmax
+from selfguide.method.pairs import Candidate
+from selfguide.prompts import Asking, Prompts
+from selfguide.settings import Settings
+from selfguide.tasks import Example, Task
+from tests.selfguide.method.tiny import MOOD, answerer
+
+
+def test_the_most_frequent_answer_wins_with_its_share_of_all_votes() -> None:
+    assert elect(["a", "b", "a", ""], exact=True) == ("a", 0.5)
+
+
+def test_the_shortest_wins_a_tie() -> None:
+    assert elect(["longer", "short"], exact=True)[0] == "short"
+
+
+def test_long_answers_that_differ_by_a_word_support_each_other() -> None:
+    texts = ["the cat sat on the mat", "a cat sat on the mat", "the cat sat on a mat", "no idea"]
+    output, agreement = elect(texts, exact=False)
+    assert output == "the cat sat on the mat"
+    assert 0.6 < agreement < 0.9
+
+
+def test_nothing_said_wins_nothing() -> None:
+    assert elect(["", ""], exact=False) == (None, 0.0)
+
+
+def test_label_bias_is_the_mean_score_and_asked_for_labels_count_alike() -> None:
+    scores = log_softmax(np.array([[2.0, 0.0]] * 3 + [[0.0, 2.0]]))
+    assert label_bias(scores)[0] > 0
+    assert label_bias(scores, ["x"] * 3 + ["y"]) == pytest.approx([0.0, 0.0])
+
+
+def test_removing_the_bias_ranks_inputs_against_each_other() -> None:
+    """A model that always prefers "good" still says which input is the least good."""
+    rows = [
+        Candidate(i, 0, "record", f"text {i}", asked, 0, scores={"good": high, "bad": low})
+        for i, (asked, high, low) in enumerate([("good", -0.1, -3.0), ("bad", -0.4, -1.0)])
+    ]
+    Annotator(answerer(), Settings()).decide(rows)
+    assert [row.output for row in rows] == ["good", "bad"]
+    Annotator(answerer(), Settings(annotator="direct")).decide(rows)
+    assert [row.output for row in rows] == ["good", "good"]
+
+
+def test_label_scores_are_normalised_and_those_of_the_engine() -> None:
+    asker = answerer()
+    scores = asker.label_scores(["It was fine."], Asking("plain"))
+    assert np.exp(scores).sum() == pytest.approx(1.0)
+    prompt = asker.prompts.answer("It was fine.", Asking("plain"))
+    raw = [each.logprob for each in asker.llm.score([prompt], [[" good", " bad"]])[0]]  # type: ignore[union-attr]
+    assert scores[0, 0] - scores[0, 1] == pytest.approx(raw[0] - raw[1], abs=1e-4)
+
+
+def test_a_label_that_begins_like_another_is_scored_with_its_end() -> None:
+    task = Task("t", "Do.", MOOD.examples, {"go": "go", "go on": "go on"})
+    model = answerer().llm
+    asker = Answerer(model, task, Prompts(task, model.tokenizer))
+    scores = asker.label_scores(["x"], Asking("plain"))
+    eos = model.tokenizer.eos_ids[0]
+    prompt = asker.prompts.answer("x", Asking("plain"))
+    ids = [[*model.tokenizer.encode_continuation(f" {label}"), eos] for label in task.labels]
+    raw = [each.logprob for each in model.score([prompt], [ids])[0]]  # type: ignore[union-attr]
+    assert scores[0, 0] - scores[0, 1] == pytest.approx(raw[0] - raw[1], abs=1e-4)
+
+
+def test_channel_scores_weigh_the_input_under_each_label() -> None:
+    scores = answerer().channel_scores(["It was fine.", "Cold soup."])
+    assert scores.shape == (2, 2)
+    assert np.exp(scores).sum(axis=1) == pytest.approx([1.0, 1.0])
+
+
+def test_greedy_answers_end_at_the_stop() -> None:
+    free = Task("t", "Go on.", (Example("a", "b"), Example("c", "d")))
+    model = answerer().llm
+    texts = Answerer(model, free, Prompts(free, model.tokenizer)).greedy(["x"], Asking("plain"))
+    assert "\n" not in texts[0]

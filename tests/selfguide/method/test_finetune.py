@@ -1,0 +1,110 @@
+"""Finetuning: what is trained on, exact resumption, and what a folder holds afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfguide.errors import Interrupted, UserError
+from selfguide.method.finetune import choose_decision, finetune, training_examples
+from selfguide.observer import Silent
+from selfguide.prompts import Asking
+from tests.selfguide.method.tiny import (
+    CLASSES,
+    FREE,
+    QUICK,
+    Stopping,
+    answerer,
+    pairs,
+    synthetic,
+    unlabelled,
+    values,
+)
+
+
+def test_an_expert_is_made(tmp_path: Path) -> None:
+    asked = answerer(CLASSES)
+    done = finetune(asked, QUICK, pairs(CLASSES), [], unlabelled(), tmp_path, Silent())
+    assert done.training.steps == 2 * 6
+    assert done.training.losses[-1] < done.training.losses[0]
+    assert (tmp_path / "adapter" / "adapter_config.json").exists()
+    assert not (tmp_path / "checkpoint").exists()
+    assert set(done.expert.way.bias) == {"even", "odd"}
+    assert sum(done.expert.way.bias.values()) == pytest.approx(0.0)
+    assert json.loads((tmp_path / "expert.json").read_text())["decision"] == "bias_removed"
+
+
+def test_stopped_after_a_checkpoint_it_goes_on_exactly(tmp_path: Path) -> None:
+    settings = replace(QUICK, epochs=3, patience=5)
+    held_out = synthetic(CLASSES, 4, 60)
+    whole, stopped, resumed = answerer(CLASSES), answerer(CLASSES), answerer(CLASSES)
+    data = (settings, pairs(CLASSES), held_out, unlabelled())
+    expected = finetune(whole, *data, tmp_path / "whole", Silent())
+    with pytest.raises(Interrupted):
+        finetune(stopped, *data, tmp_path / "parts", Stopping(2))
+    assert list((tmp_path / "parts").iterdir()) == [tmp_path / "parts" / "checkpoint"]
+    watched: list[int] = []
+    observer = Silent()
+    observer.watch = lambda title: lambda now: watched.append(getattr(now, "step", 0))  # type: ignore[method-assign]
+    done = finetune(resumed, *data, tmp_path / "parts", observer)
+    assert watched[0] == 11
+    assert torch.equal(values(resumed.llm), values(whole.llm))
+    assert done.training.losses == expected.training.losses
+    assert done.expert == expected.expert
+    for name in ("expert.json", "adapter/adapter_model.safetensors"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_checkpoint_of_other_settings_is_left_behind(tmp_path: Path) -> None:
+    data = (pairs(CLASSES), [], unlabelled())
+    with pytest.raises(Interrupted):
+        finetune(answerer(CLASSES), QUICK, *data, tmp_path, Stopping(1))
+    fresh = replace(QUICK, lr=1e-3)
+    done = finetune(answerer(CLASSES), fresh, *data, tmp_path, Silent())
+    shutil.rmtree(tmp_path)
+    again = finetune(answerer(CLASSES), fresh, *data, tmp_path, Silent())
+    assert done.training.losses == again.training.losses
+
+
+def test_training_again_in_one_process_starts_anew(tmp_path: Path) -> None:
+    asked = answerer(FREE)
+    data = (QUICK, pairs(FREE, 4), [], [], tmp_path, Silent())
+    first = finetune(asked, *data).training.losses
+    assert finetune(asked, *data).training.losses == first
+
+
+def test_an_example_is_not_shown_in_its_own_prompt() -> None:
+    asked = answerer(CLASSES)
+    made = pairs(CLASSES, 1)
+    shown = training_examples(asked, replace(QUICK, example_weight=3.0), Asking(), made)
+    assert [example.weight for example in shown] == [3.0, 3.0, 3.0, 1.0]
+    for pair, example in zip(made, shown, strict=True):
+        prompt = str(example.prompt)
+        assert prompt.count(pair.input) == 1
+        assert prompt.endswith(f"Input: {pair.input}\nOutput:")
+        assert example.completion == f" {pair.output}"
+    assert all(e.input in str(shown[3].prompt) for e in CLASSES.examples)
+    bare = training_examples(asked, QUICK, Asking(shots=False), made)
+    assert str(bare[3].prompt) == asked.prompts.answer(made[3].input, Asking(shots=False))
+
+
+def test_it_stops_early_by_the_held_out_pairs(tmp_path: Path) -> None:
+    settings = replace(QUICK, epochs=30, lr=3e-2)
+    held_out = [replace(p, output="odd") for p in synthetic(CLASSES, 4, 60)]
+    wrong = [replace(p, output="even") for p in pairs(CLASSES, 2)]
+    done = finetune(answerer(CLASSES), settings, wrong, held_out, [], tmp_path, Silent())
+    assert done.training.stopped_early
+    assert done.training.steps < 30 * 3
+
+
+def test_the_decision_suits_the_task() -> None:
+    assert choose_decision(QUICK, CLASSES) == "bias_removed"
+    assert choose_decision(QUICK, FREE) == "greedy"
+    assert choose_decision(replace(QUICK, decision="channel"), CLASSES) == "channel"
+    with pytest.raises(UserError, match=r"shout.yaml: decision: direct needs a task with labels"):
+        choose_decision(replace(QUICK, decision="direct"), FREE)
