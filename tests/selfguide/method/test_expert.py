@@ -18,6 +18,7 @@ from selfguide.method.finetune import finetune
 from selfguide.metrics.parse import parse_label
 from selfguide.observer import Silent
 from selfguide.prompts import Asking
+from selfguide.tasks import Task
 from tests.engine import tiny_models, tiny_tokenizers
 from tests.selfguide.method.tiny import (
     CLASSES,
@@ -35,9 +36,11 @@ INPUTS = [sentence(n) for n in range(70, 76)]
 LABELS = list(CLASSES.labels)
 
 
-@pytest.mark.parametrize(("task", "decision"), [(CLASSES, "auto"), (CLASSES, "channel"), (FREE, "auto")])
+@pytest.mark.parametrize(
+    ("task", "decision"), [(CLASSES, "auto"), (CLASSES, "channel"), (FREE, "auto")]
+)
 def test_a_loaded_expert_answers_as_the_trained_one(
-    tmp_path: Path, task: type[CLASSES], decision: str
+    tmp_path: Path, task: Task, decision: str
 ) -> None:
     asked = answerer(task)
     settings = replace(QUICK, decision=decision)
@@ -73,7 +76,9 @@ def test_greedy_text_is_parsed_for_labels() -> None:
         asked = answerer(task)
         answers = Way(Asking(), "greedy").answer(asked, INPUTS)
         assert [a.text for a in answers] == asked.greedy(INPUTS, Asking())
-        assert [a.label for a in answers] == [parse_label(a.text, list(task.labels)) for a in answers]
+        assert [a.label for a in answers] == [
+            parse_label(a.text, list(task.labels)) for a in answers
+        ]
         assert all(a.probabilities is None for a in answers)
 
 

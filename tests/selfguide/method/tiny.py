@@ -35,9 +35,7 @@ CLASSES = Task(
     examples=tuple(Example(sentence(n), "odd" if n % 2 else "even") for n in (3, 8, 5)),
     labels={"even": "even", "odd": "odd"},
     metric="exact_match",
-    eval_rows=tuple(
-        EvalRow(sentence(n), ("odd" if n % 3 else "even",)) for n in range(100, 112)
-    ),
+    eval_rows=tuple(EvalRow(sentence(n), ("odd" if n % 3 else "even",)) for n in range(100, 112)),
     source="parity.yaml",
 )
 FREE = Task(
