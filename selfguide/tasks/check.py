@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
-from selfguide.errors import UserError
+from selfguide.errors import UserError, nearest
 from selfguide.metrics.exact import normalise
 from selfguide.tasks.draft import Draft
-from selfguide.tasks.reading import nearest
 from selfguide.tasks.rows import MAX_EXAMPLES, Row
 from selfguide.tasks.task import EvalRow, Example, Metric, Task
 

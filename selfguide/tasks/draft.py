@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selfguide.errors import UserError
-from selfguide.tasks.reading import nearest, read_rows, read_text, text
+from selfguide.errors import UserError, nearest
+from selfguide.tasks.reading import read_rows, read_text, text
 from selfguide.tasks.rows import Row, parse_row
 from selfguide.tasks.task import Example
 

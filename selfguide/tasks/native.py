@@ -7,10 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from selfguide.errors import UserError
+from selfguide.errors import UserError, nearest
 from selfguide.settings import Settings
 from selfguide.tasks.draft import TASK_KEYS, Draft
-from selfguide.tasks.reading import mapping, nearest, text
+from selfguide.tasks.reading import mapping, text
 from selfguide.tasks.task import Example
 
 SETTING_KEYS = tuple(each.name for each in fields(Settings))

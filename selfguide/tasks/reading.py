@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +104,6 @@ def mapping(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise UserError(f"{where}: expected keys and values, got {_kind(value)}")
     return value
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """How a message about the unknown `word` goes on: " (did you mean ...?)", or nothing."""
-    close = get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 class _TextLoader(yaml.BaseLoader):
