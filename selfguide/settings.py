@@ -56,7 +56,7 @@ class Settings:
     max_candidates: int = _key(640, "synthesis", "inputs to try at most", low=1)
     round_size: int = _key(64, "synthesis", "inputs tried in one round", low=1)
     temperature: float = _key(0.8, "synthesis", "of invented inputs", low=0, high=10)
-    top_p: float = _key(0.95, "synthesis", "of invented inputs", low=01, high=1)
+    top_p: float = _key(0.95, "synthesis", "of invented inputs", low=0.01, high=1)
     top_k: int = _key(0, "synthesis", "of invented inputs; 0 keeps all", low=0)
 
     annotator: Literal["auto", "direct", "bias_removed", "channel", "vote"] = _key(
@@ -65,9 +65,7 @@ class Settings:
     votes: int = _key(10, "synthesis", "samples that vote on an output", low=1)
     vote_temperature: float = _key(0.2, "synthesis", "of voting samples", low=0, high=10)
     vote_top_k: int = _key(10, "synthesis", "of voting samples; 0 keeps all", low=0)
-    min_agreement: float = _key(
-        0.3, "synthesis", "share of votes an output needs", low=0, high=1
-    )
+    min_agreement: float = _key(0.3, "synthesis", "share of votes an output needs", low=0, high=1)
     filters: tuple[str, ...] = _key(FILTERS, "synthesis", "what drops candidates", among=FILTERS)
     length_sigmas: float = _key(
         2.0, "synthesis", "lengths lie within so many standard deviations", low=0.1
@@ -82,7 +80,7 @@ class Settings:
     epochs: int = _key(3, "finetune", "passes over the training pairs", low=1)
     lr: float = _key(2e-4, "finetune", "peak learning rate", low=1e-8, high=1)
     rank: int = _key(16, "finetune", "LoRA rank", low=1)
-    alpha: float = _key(32.0, "finetune", "LoRA alpha", low=01)
+    alpha: float = _key(32.0, "finetune", "LoRA alpha", low=0.01)
     batch_size: int = _key(8, "finetune", "pairs per optimizer step", low=1)
     example_weight: float = _key(1.0, "finetune", "loss weight of the user's own examples", low=0)
     label_smoothing: float = _key(
