@@ -1,0 +1,43 @@
+"""The baseline that needs no synthetic data: LoRA on the task's own examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.files import write_atomic
+from selfguide.method.answering import Answerer
+from selfguide.method.finetune import Lesson, lesson_fingerprint, teach
+from selfguide.method.pairs import Pair
+from selfguide.observer import Observer
+from selfguide.prompts import Asking
+from selfguide.settings import Settings
+
+ADAPTER = "examples_only"
+_EPOCHS = 10  # a pass over two to ten examples is one or two steps
+_MARK = "lesson.txt"  # what the adapter beside it was taught; written last
+
+
+def examples_only(
+    answerer: Answerer, settings: Settings, folder: Path, observer: Observer
+) -> Asking:
+    """Puts the adapter into `llm.adapters`: from `folder/examples_only`, or trained for seconds.
+
+    Returns:
+        How it is asked: as the expert is.
+    """
+    asking = Asking(settings.template, settings.prompt == "few_shot", ADAPTER)
+    pairs = [Pair(each.input, each.output, "example") for each in answerer.task.examples]
+    lesson = Lesson(ADAPTER, asking, pairs, (), _EPOCHS)
+    place, adapters = folder / ADAPTER, answerer.llm.adapters
+    fingerprint = lesson_fingerprint(answerer, settings, lesson)
+    mark = place / _MARK
+    if mark.exists() and mark.read_text(encoding="ascii") == fingerprint:
+        if ADAPTER in adapters:
+            adapters.drop(ADAPTER)
+        adapters.load(place, ADAPTER)
+        return asking
+    mark.unlink(missing_ok=True)
+    teach(answerer, settings, lesson, observer)
+    adapters.save(ADAPTER, place)
+    write_atomic(mark, fingerprint.encode("ascii"))
+    return asking
