@@ -11,7 +11,7 @@ from selfguide.method.pairs import Candidate
 from selfguide.prompts import Asking, Prompts
 from selfguide.settings import Settings
 from selfguide.tasks import Example, Task
-from tests.selfguide.method.tiny import MOOD, answerer
+from tests.selfguide.method.mood import MOOD, answerer
 
 
 def test_the_most_frequent_answer_wins_with_its_share_of_all_votes() -> None:

@@ -1,0 +1,127 @@
+"""Rounds of inventing, annotating and filtering, on a tiny random model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+
+from selfguide.errors import Interrupted, TooFewPairs
+from selfguide.method.pairs import Candidate
+from selfguide.method.synthesis import Synthesised, preview, synthesise
+from selfguide.observer import Silent
+from selfguide.settings import Settings
+from selfguide.tasks import Example, Task
+from tests.selfguide.method.mood import MOOD, answerer
+
+FREE = Task("free", "Go on.", (Example("one two", "three"), Example("four five six", "seven")))
+LOOSE = Settings(filters=(), pairs=8, at_least=0, round_size=8, max_candidates=64, votes=2)
+
+
+def run(
+    task: Task = FREE,
+    settings: Settings = LOOSE,
+    known: list[Candidate] | None = None,
+    observer: Silent | None = None,
+) -> tuple[Synthesised, list[list[Candidate]]]:
+    saved: list[list[Candidate]] = []
+    made = synthesise(
+        answerer(task),
+        settings,
+        deepcopy(known or []),
+        lambda rows: saved.append(deepcopy(rows)),
+        observer or Silent(),
+    )
+    return made, saved
+
+
+def test_every_candidate_has_a_row_with_its_verdict() -> None:
+    made, _ = run()
+    assert [each.id for each in made.candidates] == list(range(len(made.candidates)))
+    for each in made.candidates:
+        assert each.kept == (each.filter is None)
+        assert (each.reason is None) == (each.filter is None)
+
+
+def test_kept_candidates_are_the_pairs_that_are_trained_on_or_held_out() -> None:
+    settings = replace(LOOSE, pairs=20, round_size=32, max_candidates=160)
+    made, _ = run(settings=settings)
+    kept = {each.id for each in made.candidates if each.kept}
+    pairs = [*made.training, *made.held_out]
+    assert {pair.id for pair in pairs if pair.origin == "synthetic"} == kept
+    assert [p.input for p in made.training[:2]] == [e.input for e in FREE.examples]
+    assert len(kept) == settings.pairs
+    assert len(made.held_out) == 2
+
+
+def test_the_same_seed_makes_the_same_ledger_and_another_seed_another() -> None:
+    first, _ = run()
+    assert run()[0].candidates == first.candidates
+    other, _ = run(settings=replace(LOOSE, seed=1))
+    assert [c.input for c in other.candidates] != [c.input for c in first.candidates]
+
+
+@pytest.mark.parametrize("task", [FREE, MOOD], ids=["free", "labels"])
+def test_going_on_after_any_round_ends_in_the_same_ledger(task: Task) -> None:
+    whole, saved = run(task)
+    for known in saved[:2]:
+        assert run(task, known=known)[0].candidates == whole.candidates
+
+
+def test_stopping_between_rounds_keeps_what_was_done() -> None:
+    class Stopping(Silent):
+        def pause_point(self) -> None:
+            raise Interrupted("enough")
+
+    saved: list[list[Candidate]] = []
+    with pytest.raises(Interrupted):
+        synthesise(answerer(FREE), LOOSE, [], lambda r: saved.append(deepcopy(r)), Stopping())
+    assert len(saved[-1]) == LOOSE.round_size
+    assert run(known=saved[-1])[0].candidates == run()[0].candidates
+
+
+def test_labels_are_asked_for_in_turn_and_what_is_missing_more_often() -> None:
+    made, saved = run(MOOD)
+    first = Counter(each.asked for each in saved[0])
+    assert first == {"good": 4, "bad": 4}
+    assert all(each.asked in MOOD.labels for each in made.candidates)
+
+
+def test_the_users_inputs_are_used_before_any_are_invented() -> None:
+    own = ("alpha beta", "gamma", "delta")
+    made, saved = run(replace(FREE, inputs=own))
+    assert [(each.input, each.source) for each in saved[0]] == [(text, "user") for text in own]
+    assert all(each.source == "record" for each in made.candidates[len(own) :])
+
+
+def test_too_few_pairs_end_the_run_with_what_took_them() -> None:
+    strict = replace(LOOSE, filters=("shape", "length"), at_least=12, length_sigmas=0.01)
+    saved: list[list[Candidate]] = []
+    with pytest.raises(TooFewPairs, match="dropped by length") as raised:
+        synthesise(answerer(FREE), strict, [], lambda r: saved.append(deepcopy(r)), Silent())
+    assert "--at-least" in str(raised.value)
+    assert all(each.filter for each in saved[-1])
+
+
+def test_an_annotator_that_guesses_is_said_so_and_not_trained_on() -> None:
+    observer = Silent()
+    settings = replace(LOOSE, filters=("round_trip",), pairs=160, max_candidates=160)
+    made, _ = run(MOOD, settings, observer=observer)
+    assert any("cannot tell" in line or "annotator gave" in line for line in observer.warnings)
+    assert all(pair.origin == "example" for pair in made.training)
+    assert "collapsed" in {each.filter for each in made.candidates}
+
+
+def test_preview_shows_the_first_candidates_of_the_run() -> None:
+    shown = preview(answerer(FREE), replace(LOOSE, round_size=8), 5, Silent())
+    made, _ = run()
+    assert [each.input for each in shown] == [each.input for each in made.candidates[:5]]
+
+
+@pytest.mark.parametrize("generator", ["record", "meta"])
+def test_both_generators_write_inputs(generator: str) -> None:
+    made, _ = run(settings=replace(LOOSE, generator=generator))  # type: ignore[arg-type]
+    assert {each.source for each in made.candidates} == {generator}
+    assert any(each.input for each in made.candidates)
