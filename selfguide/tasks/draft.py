@@ -108,7 +108,7 @@ def parse_stop(value: Any, where: str) -> tuple[str, ...]:
 
 def read_eval_file(path: Path) -> list[Row]:
     """Evaluation rows of a JSONL file (or a `.json` list), in any form that `parse_row` knows."""
-    rows = [parse_row(value, f"{path}:{number}") for number, value in read_rows(path)]
+    rows = [parse_row(value, where) for value, where in read_rows(path)]
     if not rows:
         raise UserError(f"{path}: no row")
     return rows
@@ -120,8 +120,7 @@ def read_inputs_file(path: Path) -> list[str]:
         inputs = [line.strip() for line in read_text(path).split("\n") if line.strip()]
     else:
         inputs = []
-        for number, value in read_rows(path):
-            where = f"{path}:{number}"
+        for value, where in read_rows(path):
             given = value.get("input") if isinstance(value, Mapping) else value
             inputs.append(text(given, f"{where}: input"))
     if not inputs:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from selfguide.errors import UserError
-from selfguide.tasks.reading import mapping, text
+from selfguide.tasks.reading import items, mapping, text
 
 Parsed = tuple[str | None, str, str]
 """Instruction (None: the form has none here), input, output."""
@@ -14,12 +14,9 @@ Parsed = tuple[str | None, str, str]
 
 def parse_messages(messages: Any, where: str) -> Parsed:
     """A conversation of one question and its answer; a system message is the instruction."""
-    if not isinstance(messages, list):
-        raise UserError(f"{where}: messages: expected a list")
     instruction = None
     turns: list[tuple[str, str]] = []
-    for number, message in enumerate(messages, start=1):
-        place = f"{where}: messages, item {number}"
+    for message, place in items(messages, f"{where}: messages"):
         said = mapping(message, place)
         role = text(said.get("role"), f"{place}: role")
         content = _content(said.get("content"), f"{place}: content")

@@ -12,7 +12,7 @@ from selfguide.tasks import native, natural_instructions
 from selfguide.tasks.check import checked
 from selfguide.tasks.draft import Draft
 from selfguide.tasks.labels import find_labels
-from selfguide.tasks.reading import Lines, read_json, read_rows, read_yaml
+from selfguide.tasks.reading import Rows, items, read_json, read_rows, read_yaml
 from selfguide.tasks.rows import choose_examples, parse_row, shared_instruction
 from selfguide.tasks.task import Example, Task
 
@@ -66,7 +66,7 @@ def _read(path: Path) -> Draft:
     else:
         raise UserError(f"{path}: a task is a .yaml, .yml, .json or .jsonl file")
     if isinstance(document, list):
-        return _rows(path, list(enumerate(document, start=1)))
+        return _rows(path, items(document, str(path)))
     if not isinstance(document, Mapping):
         raise UserError(f"{path}: expected a task's keys (instruction, examples, ...) or rows")
     if "Definition" in document:
@@ -74,10 +74,10 @@ def _read(path: Path) -> Draft:
     return native.read(document, path)
 
 
-def _rows(path: Path, rows: Lines) -> Draft:
+def _rows(path: Path, rows: Rows) -> Draft:
     if not rows:
         raise UserError(f"{path}: no row")
-    parsed = [parse_row(value, f"{path}:{number}") for number, value in rows]
+    parsed = [parse_row(value, where) for value, where in rows]
     return Draft(path, rows=parsed, eval_source="the other rows")
 
 
@@ -104,7 +104,7 @@ def _find_labels(draft: Draft) -> None:
     if draft.labels is not None or draft.metric == "rouge_l":
         return
     found = find_labels(draft.instruction, draft.examples, draft.wrong_outputs)
-    draft.labels = found
+    draft.labels, draft.strict = found, False
     if found:
         listed = ", ".join(found)
         draft.notes.append(f"labels found in the instruction and examples: {listed} (or: --labels)")

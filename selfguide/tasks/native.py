@@ -10,7 +10,7 @@ from typing import Any
 from selfguide.errors import UserError, nearest
 from selfguide.settings import Settings
 from selfguide.tasks.draft import TASK_KEYS, Draft
-from selfguide.tasks.reading import mapping, text
+from selfguide.tasks.reading import items, mapping, text
 from selfguide.tasks.task import Example
 
 SETTING_KEYS = tuple(each.name for each in fields(Settings))
@@ -22,7 +22,7 @@ def read(document: Mapping[str, Any], path: Path) -> Draft:
     Raises:
         UserError: a key is missing or unknown, or its value makes no sense.
     """
-    draft = Draft(path, strict="labels" in document)
+    draft = Draft(path, strict=True)
     for key, value in document.items():
         if key in SETTING_KEYS:
             draft.settings[key] = value
@@ -40,9 +40,7 @@ def read(document: Mapping[str, Any], path: Path) -> Draft:
 
 
 def _examples(value: Any, where: str) -> list[Example]:
-    if not isinstance(value, list):
-        raise UserError(f"{where}: expected a list of input and output")
-    return [_example(each, f"{where}, item {i}") for i, each in enumerate(value, start=1)]
+    return [_example(each, place) for each, place in items(value, where)]
 
 
 def _example(value: Any, where: str) -> Example:

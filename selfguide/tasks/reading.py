@@ -11,8 +11,8 @@ import yaml
 
 from selfguide.errors import UserError
 
-Lines = list[tuple[int, Any]]
-"""Values of a JSON lines file, each with the number of its line (or of its item in a list)."""
+Rows = list[tuple[Any, str]]
+"""The values of a file that holds many, each with its place for messages."""
 
 
 def read_text(path: Path) -> str:
@@ -55,18 +55,25 @@ def read_json(path: Path) -> Any:
         return _loads(read_text(path))
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and error.lineno > 1:
-            return [value for _, value in _lines(path)]
+            return [value for value, _ in _lines(path)]
         raise UserError(f"{path}:{error.lineno}: JSON: {error.msg}") from None
 
 
-def read_rows(path: Path) -> Lines:
+def read_rows(path: Path) -> Rows:
     """The values of a JSON lines file, or of a `.json` file that holds a list."""
-    if path.suffix.lower() == ".json":
-        values = read_json(path)
-        if not isinstance(values, list):
-            raise UserError(f"{path}: expected a list, or JSON lines in a .jsonl file")
-        return list(enumerate(values, start=1))
-    return _lines(path)
+    return items(read_json(path), str(path)) if path.suffix.lower() == ".json" else _lines(path)
+
+
+def items(values: Any, where: str) -> Rows:
+    """The values of a list.
+
+    Args:
+        values: the list.
+        where: file and key, for messages.
+    """
+    if not isinstance(values, list):
+        raise UserError(f"{where}: expected a list, got {_kind(values)}")
+    return [(value, f"{where}, item {number}") for number, value in enumerate(values, start=1)]
 
 
 def text(value: Any, where: str) -> str:
@@ -123,12 +130,12 @@ class _TextLoader(yaml.BaseLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _lines(path: Path) -> Lines:
+def _lines(path: Path) -> Rows:
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
-                rows.append((number, _loads(line)))
+                rows.append((_loads(line), f"{path}:{number}"))
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}:{number}: JSON: {error.msg}") from None
     return rows
@@ -145,4 +152,6 @@ def _unix(source: str) -> str:
 def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
-    return "a list" if isinstance(value, list) else "keys and values"
+    if isinstance(value, list):
+        return "a list"
+    return "keys and values" if isinstance(value, Mapping) else "text"

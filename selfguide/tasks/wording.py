@@ -9,9 +9,9 @@ from selfguide.metrics.exact import normalise
 
 _STRAIGHT = {0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0xAB: '"', 0xBB: '"'}
 _FUNCTION_WORDS = (
-    "a|an|the|this|that|these|those|it|its|is|are|was|be|as|if|of|in|on|to|for|from|with|by|at|and"
+    "(?-i:a)|an|the|this|that|these|those|it|its|is|are|was|be|as|if|of|in|on|to|for|from|with|by|at|and"
     "|or|nothing|anything|else|otherwise|either|respectively|depending|based|according|them|they"
-    "|you|your|we|i|there|then|so|only|just|any|both|when|where|whether|which|what|who"
+    "|you|your|we|there|then|so|only|just|any|both|when|where|whether|which|what|who"
 )
 _QUOTED = r"(?<!\w)(?:'[^'\n]{1,40}'|\"[^\"\n]{1,40}\"|`[^`\n]{1,40}`)(?!\w)"
 _WORD = rf"(?!(?:{_FUNCTION_WORDS})\b)\w(?:[\w+#&-]*\w)?"
@@ -89,7 +89,7 @@ def _singled_out(text: str, label: str) -> bool:
     sign = re.escape(label)
     explained = rf"(?<!\w){sign}\s*(?:for|if|when|means|=|:|\()|\({sign}\)|[\"'`]{sign}[\"'`]"
     members = {bare(item) for items, _, _ in _lists(text) for item in items}
-    told = rf"(?i:\b(?:answer|output|say|write|return|print|label))\s+{sign}(?!\w)"
+    told = rf"(?i:\b(?:answer|output|say|write|return|print|label|else|otherwise))\s+{sign}(?!\w)"
     if label in members or re.search(rf"{explained}|{told}", text):
         return True
     return label in _range(text, [label])

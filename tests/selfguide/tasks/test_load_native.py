@@ -1,0 +1,199 @@
+"""Native task files, what is said about them on the command line, and the checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfguide.errors import UserError
+from selfguide.tasks import EvalRow, Example
+from selfguide.tasks.load import load_task
+from tests.selfguide.tasks.files import EXAMPLES, native, write
+
+YAML = """\
+name: guests
+instruction: |
+  Is the guest pleased?
+  Answer in one word.
+examples:
+  - {input: "  The tea was lovely. ", output: no}
+  - input: My room had no window.
+    output: 1.0
+labels: {no: not at all, 1.0: very much}
+stop: "\\n\\n"
+epochs: 5
+lr: 1e-4
+limit: null
+"""
+
+
+def test_yaml_keeps_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "task.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + YAML.replace("\n", "\r\n").encode())
+    loaded = load_task(path)
+    task = loaded.task
+    assert task.name == "guests"
+    assert task.instruction == "Is the guest pleased?\nAnswer in one word."
+    assert task.examples[0] == Example("The tea was lovely.", "no")
+    assert dict(task.labels) == {"no": "not at all", "1.0": "very much"}
+    assert task.metric == "exact_match"
+    assert task.stop == ("\n\n",)
+    assert loaded.settings == {"epochs": "5", "lr": "1e-4", "limit": "null"}
+    assert loaded.notes == ()
+
+
+def test_json_scalars_are_text(tmp_path: Path) -> None:
+    examples = [{"input": 1.50, "output": True}, {"input": "2", "output": 7}]
+    task = load_task(native(tmp_path, examples=examples, labels=[True, 7])).task
+    assert task.examples == (Example("1.5", "true"), Example("2", "7"))
+    assert list(task.labels) == ["true", "7"]
+    assert task.name == "task"
+
+
+def test_files_beside_the_task(tmp_path: Path) -> None:
+    write(
+        tmp_path / "eval.jsonl",
+        {"input": "The bed was soft.", "output": "Good."},
+        "",
+        {"input": "Too loud.", "outputs": ["bad", "awful"]},
+        {"input": "The tea was lovely.", "output": "good"},
+    )
+    write(tmp_path / "own.txt", "So-so.", "", "Too loud.", "So-so.", " Fine. ")
+    path = native(tmp_path, labels=["good", "bad"], eval_file="eval.jsonl", inputs_file="own.txt")
+    loaded = load_task(path)
+    assert loaded.task.eval_rows == (
+        EvalRow("The bed was soft.", ("good",)),
+        EvalRow("Too loud.", ("bad", "awful")),
+    )
+    assert loaded.task.inputs == ("So-so.", "Fine.")
+    assert any("1 rows have an example's input" in note for note in loaded.notes)
+    assert any("1 inputs are among" in note for note in loaded.notes)
+
+
+def test_the_command_line_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    write(elsewhere / "rows.jsonl", {"input": "Cold.", "output": "bad"})
+    monkeypatch.chdir(elsewhere)
+    path = native(tmp_path, labels=["x", "y"], metric="rouge_l", name="a")
+    overrides = {
+        "labels": "good, bad",
+        "eval_file": "rows.jsonl",
+        "name": "b",
+        "metric": "exact_match",
+        "instruction": "Good or bad?",
+        "stop": "\\n",
+    }
+    loaded = load_task(path, overrides)
+    task = loaded.task
+    assert (task.name, task.instruction, task.metric) == ("b", "Good or bad?", "exact_match")
+    assert list(task.labels) == ["good", "bad"]
+    assert task.stop == ("\n",)
+    assert len(task.eval_rows) == 1
+
+
+@pytest.mark.parametrize("overrides", [{"labels": ""}, {"metric": "rouge_l"}])
+def test_free_text_can_be_forced(tmp_path: Path, overrides: dict[str, str]) -> None:
+    path = native(tmp_path, instruction="Answer good or bad.")
+    found = load_task(path)
+    assert list(found.task.labels) == ["good", "bad"]
+    assert any("good, bad" in note for note in found.notes)
+    assert not load_task(path, overrides).task.is_classification
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"instruction": None}, "task.json: instruction is missing"),
+        ({"instruction": " "}, "task.json: instruction: empty"),
+        ({"instruction": ["a"]}, "task.json: instruction: expected text, got a list"),
+        ({"examples": None}, "task.json: examples is missing"),
+        ({"examples": "none"}, "task.json: examples: expected a list"),
+        ({"examples": EXAMPLES[:1]}, "task.json: examples: 1 of them; give 2 to 10"),
+        ({"examples": EXAMPLES * 6}, "task.json: examples: 12 of them; give 2 to 10"),
+        ({"examples": [*EXAMPLES, {"input": "x"}]}, "item 3: output: expected text, got nothing"),
+        ({"examples": [*EXAMPLES, {"input": "x", "ouput": "y"}]}, "did you mean output?"),
+        (
+            {"examples": [*EXAMPLES, {"input": " My room had no window.", "output": "good"}]},
+            "item 3 has the same input as item 2",
+        ),
+        ({"labels": ["good", "poor"]}, "item 2: output 'bad' is none of the labels good, poor"),
+        ({"labels": ["good"]}, "labels: one label leaves nothing to choose"),
+        ({"labels": ["good", "Good."]}, "labels: good and Good. differ only in case"),
+        ({"labels": ["good", "bad", "bad"]}, "labels: a label stands twice"),
+        ({"labels": 3}, "labels: one label leaves nothing to choose"),
+        ({"labels": [["good"]]}, "task.json: labels: expected text, got a list"),
+        ({"metric": "exactmatch"}, "metric: exactmatch is none of exact_match, rouge_l (did you"),
+        ({"instructon": "x"}, "unknown key instructon (did you mean instruction?)"),
+        ({"epoch": 3}, "unknown key epoch (did you mean epochs?)"),
+        ({"name": "a/b c"}, "name: 'a/b c' cannot name a folder"),
+        ({"name": ".."}, "write task"),
+        ({"stop": ""}, "stop: expected text or a list of texts"),
+        ({"eval_file": "none.jsonl"}, "none.jsonl: No such file"),
+        ({"inputs_file": "task.json"}, ""),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    path = native(tmp_path, **keys)
+    if not message:
+        assert load_task(path).task.inputs  # any text file is a file of inputs
+        return
+    with pytest.raises(UserError) as caught:
+        load_task(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([""], "eval.jsonl: no row"),
+        (["{", "}"], "eval.jsonl:1: JSON"),
+        (
+            [{"input": "a", "output": "good"}, {"input": "b"}],
+            "eval.jsonl:2: needs input and output",
+        ),
+        ([{"input": "a", "outputs": []}], "eval.jsonl:1: outputs: empty"),
+        ([{"input": "", "output": "good"}], "eval.jsonl:1: input: empty"),
+        (["[1]"], "eval.jsonl:1: expected keys and values"),
+        ([{"input": "a", "output": "fair"}], "eval.jsonl:1: output 'fair' is none of the labels"),
+        ([EXAMPLES[0]], "every evaluation row is also an example"),
+    ],
+)
+def test_mistakes_in_evaluation_files(tmp_path: Path, lines: list[Any], message: str) -> None:
+    write(tmp_path / "eval.jsonl", *lines)
+    path = native(tmp_path, labels=["good", "bad"], eval_file="eval.jsonl")
+    with pytest.raises(UserError) as caught:
+        load_task(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("instruction: Is it: good?\n", "task.yaml:1: YAML: mapping values are not allowed"),
+        ("name: a\nname: b\n", "task.yaml:2: YAML: key name stands twice"),
+        ("name: [a\n", "task.yaml:2: YAML"),
+        ("", "expected a task's keys"),
+        ("- 3\n", "task.yaml, item 1: expected keys and values, got text"),
+    ],
+)
+def test_broken_yaml(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "task.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_task(path)
+    assert message in str(caught.value)
+
+
+def test_files_that_are_no_task(tmp_path: Path) -> None:
+    latin = tmp_path / "task.yaml"
+    latin.write_bytes("name: a\ninstruction: Café?\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"task\.yaml:2: not UTF-8"):
+        load_task(latin)
+    with pytest.raises(UserError, match=r"a task is a .yaml"):
+        load_task(tmp_path / "task.txt")
+    with pytest.raises(UserError, match=r"command line: unknown key exmples"):
+        load_task(native(tmp_path), {"exmples": "x"})
