@@ -38,7 +38,8 @@ def examine() -> dict[str, Any]:
     return report
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
+    """An installed distribution's version, or "not installed"."""
     try:
         return version(name)
     except PackageNotFoundError:

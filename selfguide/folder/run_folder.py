@@ -28,6 +28,7 @@ _LATER_THAN_SYNTHESIS = (
     "held_out.jsonl",
     "adapter",
     "expert.json",
+    "evaluation.jsonl",
     "predictions.jsonl",
     "metrics.json",
 )
@@ -43,7 +44,10 @@ class RunFolder:
         self.held_out = path / "held_out.jsonl"
         self.adapter = path / "adapter"
         self.expert = path / "expert.json"
+        self.evaluation = path / "evaluation.jsonl"
+        self.predictions = path / "predictions.jsonl"
         self.metrics = path / "metrics.json"
+        self.cache = path / "cache"
         self.report = path / "report.html"
         self.log = path / "log.txt"
         self._manifest = path / "manifest.json"

@@ -1,0 +1,58 @@
+"""How a command ends: its exit code, and one line where a user can help it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine import EngineError
+from selfguide.errors import Interrupted, TooFewPairs, UserError
+from selfguide.folder.trouble import disk_trouble
+
+MISTAKE, TOO_FEW, STOPPED = 2, 3, 130
+
+
+def ended(work: Callable[[], None], resume: Sequence[str]) -> int:
+    """Does `work`; returns the exit code, and says on standard error why it is not 0.
+
+    Exceptions that no user can cause pass through, with their traceback.
+
+    Args:
+        work: a command's.
+        resume: the command that goes on after an interruption; empty if there is nothing to go on.
+    """
+    try:
+        with _disk_trouble_told():
+            work()
+            sys.stdout.flush()
+    except TooFewPairs as error:
+        return _said(f"error: {error}", TOO_FEW)
+    except (UserError, EngineError) as error:
+        return _said(f"error: {error}", MISTAKE)
+    except (Interrupted, KeyboardInterrupt):
+        again = f"; go on with: {shlex.join(resume)}" if resume else ""
+        return _said(f"stopped{again}", STOPPED)
+    except BrokenPipeError:  # whoever read standard output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+@contextmanager
+def _disk_trouble_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        trouble = disk_trouble(error, Path.cwd())
+        if trouble is None:
+            raise
+        raise trouble from None
+
+
+def _said(line: str, code: int) -> int:
+    print(" ".join(line.split("\n")), file=sys.stderr)
+    return code

@@ -1,0 +1,115 @@
+"""The main job: python -m selfguide.run TASK [options]
+
+Reads a task, lets the model write and filter its own training data, finetunes it, measures what was
+gained, and leaves everything in a run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from selfguide.console import Console
+from selfguide.ending import ended
+from selfguide.errors import UserError
+from selfguide.estimate import show_plan
+from selfguide.folder.run_folder import RunFolder
+from selfguide.method.synthesis import preview
+from selfguide.options import Options, Resume, parse_options, read_run_file
+from selfguide.pipeline import Pipeline, prepare
+from selfguide.result import show_candidates, show_result, summary
+from selfguide.settings import Settings, build_settings, recipe
+from selfguide.tasks import Task
+from selfguide.tasks.load import load_task
+
+_PROGRAM = ("python", "-m", "selfguide.run")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, 2 (a mistake), 3 (too few pairs) or 130 (stopped)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    console = Console()
+
+    def work() -> None:
+        with console.listening():
+            _work(parse_options(given), [*_PROGRAM, *given], console)
+
+    return ended(work, [*_PROGRAM, *_resuming(given)])
+
+
+def _resuming(given: Sequence[str]) -> list[str]:
+    """The arguments without `--resume never`, which would not go on but start again."""
+    kept: list[str] = []
+    for argument in given:
+        if argument == "never" and kept[-1:] == ["--resume"]:
+            kept.pop()
+        elif argument != "--resume=never":
+            kept.append(argument)
+    return kept
+
+
+def _work(options: Options, command: list[str], console: Console) -> None:
+    task, settings, notes = _read(options)
+    for note in notes:
+        console.say(note)
+    if options.preview is not None:
+        answerer = prepare(task, settings, console)
+        found = preview(answerer, settings, options.preview, console)
+        show_candidates(found, as_json=options.as_json)
+        return
+    folder = RunFolder(Path(settings.out or Path("runs") / task.name))
+    if options.dry_run:
+        show_plan(prepare(task, settings, console), settings, folder)
+        return
+    _start_as_asked(folder, options.resume, console)
+    with folder.lock(), console.logging(folder.log):
+        pipeline = Pipeline(prepare(task, settings, console), settings, folder, console)
+        if options.resume == "always":
+            _insist(pipeline, folder)
+        metrics = pipeline.run(command)
+        _show(metrics, folder, as_json=options.as_json)
+
+
+def _read(options: Options) -> tuple[Task, Settings, tuple[str, ...]]:
+    """The task and the settings; the command line wins over run file, task file and recipe."""
+    settings, overrides = read_run_file(options.run_file) if options.run_file else ({}, {})
+    loaded = load_task(options.task, {**overrides, **options.overrides})
+    task = loaded.task
+    chosen = build_settings(
+        recipe(options.recipe, classification=task.is_classification),
+        loaded.settings,
+        settings,
+        options.settings,
+        where=(str(options.task), str(options.run_file), "command line"),
+    )
+    return task, chosen, loaded.notes
+
+
+def _start_as_asked(folder: RunFolder, resume: Resume, console: Console) -> None:
+    if resume == "never" and folder.path.exists():
+        console.say(f"{folder.path} is now {folder.set_aside()}")
+    if resume == "always" and not folder.path.exists():
+        raise UserError(f"{folder.path}: no such run to go on with; leave out --resume always")
+
+
+def _insist(pipeline: Pipeline, folder: RunFolder) -> None:
+    folder.recover()
+    if all(step.action == "run" for step in pipeline.plan.steps()):
+        raise UserError(
+            f"{folder.path}: nothing in it fits this task and these settings, so there is nothing "
+            "to go on with; leave out --resume always"
+        )
+
+
+def _show(metrics: dict[str, Any], folder: RunFolder, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary(metrics, folder), ensure_ascii=False))
+    else:
+        show_result(metrics, folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
