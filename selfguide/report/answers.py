@@ -59,21 +59,17 @@ class BeforeAfter:
 
 def before_after(run: Run) -> BeforeAfter | None:
     """None where the run has no answers of both systems, or no rows to hold them to."""
-    if run.metrics is None or not run.evaluation:
+    keys = ("few_shot", "expert")
+    if run.metrics is None or not run.evaluation or not run.systems.keys() >= set(keys):
         return None
-    before, after = (_answers(run, key) for key in ("few_shot", run.metrics["expert"]))
+    before, after = (_answers(run, key) for key in keys)
     rows = sorted(before.keys() & after.keys())
     if not rows:
         return None
     exact = run.metrics["metric"] == "exact_match"
     compared = [_compare(run.evaluation[i], before[i], after[i], exact) for i in rows]
-    systems = run.systems
-    return BeforeAfter(
-        systems["few_shot"]["title"],
-        systems[run.metrics["expert"]]["title"],
-        _kinds(compared, exact),
-        exact,
-    )
+    titles = [run.systems[key]["title"] for key in keys]
+    return BeforeAfter(titles[0], titles[1], _kinds(compared, exact), exact)
 
 
 def _answers(run: Run, key: str) -> dict[int, str]:

@@ -48,7 +48,7 @@ def _view(run: Run) -> dict[str, Any]:
         "curve": loss_curve(run.stages.get("finetune")),
         "table": candidate_table(run),
         "answers": before_after(run),
-        "command": shlex.join(run.manifest.get("command", ())),
+        "command": shlex.join(run.manifest["command"]),
     }
 
 

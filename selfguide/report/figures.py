@@ -6,10 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from selfguide.report.run_files import Row, Run
 
 _BINS = 24
+UNDECIDED = "undecided"
 _WHY = {
     "noise": "talk that is not the task's text",
     "shape": "not built like the examples",
@@ -19,7 +21,9 @@ _WHY = {
     "copy": "the output repeats the input",
     "agreement": "the votes disagree",
     "round_trip": "annotation gave another label than the one asked for",
-    "quota": "more of this label than needed",
+    "collapsed": "the annotator answered without looking",
+    "balance": "more of this label than of others",
+    UNDECIDED: "the run ended before",
 }
 
 
@@ -35,10 +39,8 @@ class Step:
 
 def funnel(run: Run) -> list[Step]:
     """What each filter took, in the order that they ran."""
-    taken = Counter(row["filter"] or "unfinished" for row in run.candidates if not row["kept"])
-    order = [*_WHY, *run.settings.get("filters", ())]
-    names = [*dict.fromkeys(name for name in order if name in taken)]
-    names += [name for name in taken if name not in names]
+    taken = Counter(each.filter or UNDECIDED for each in run.candidates if not each.kept)
+    names = [*(name for name in _WHY if name in taken), *sorted(taken.keys() - _WHY.keys())]
     left, steps = len(run.candidates), []
     for name in names:
         left -= taken[name]
@@ -59,14 +61,12 @@ class LabelCount:
 
 def label_counts(run: Run) -> list[LabelCount]:
     """One entry for each label of the task."""
-    labels = run.task.get("labels") or {}
-    meanings = labels if isinstance(labels, dict) else {}
-    examples = Counter(row["output"] for row in run.task.get("examples", ()))
-    asked = Counter(row["asked"] for row in run.candidates)
-    kept = Counter(row["output"] for row in run.kept)
+    examples = Counter(row["output"] for row in run.task["examples"])
+    asked = Counter(each.asked for each in run.candidates)
+    kept = Counter(each.output for each in run.kept)
     return [
-        LabelCount(each, meanings.get(each) or each, examples[each], asked[each], kept[each])
-        for each in run.labels
+        LabelCount(label, meaning, examples[label], asked[label], kept[label])
+        for label, meaning in run.task["labels"].items()
     ]
 
 
@@ -97,15 +97,15 @@ class Histogram:
     top: int
 
 
-def length_histogram(run: Run, field: str) -> Histogram | None:
-    """Lengths of the candidates' `field` ("input" or "output") beside those of the examples."""
-    examples = [len(row[field]) for row in run.task.get("examples", ())]
-    known = [row for row in run.candidates if row[field]]
-    if not known:
+def length_histogram(run: Run, field: Literal["input", "output"]) -> Histogram | None:
+    """Lengths of the candidates' inputs or outputs beside those of the examples."""
+    examples = [len(row[field]) for row in run.task["examples"]]
+    known = [(len(getattr(each, field) or ""), each.kept) for each in run.candidates]
+    kept = [length for length, is_kept in known if length and is_kept]
+    dropped = [length for length, is_kept in known if length and not is_kept]
+    if not kept and not dropped:
         return None
-    kept = [len(row[field]) for row in known if row["kept"]]
-    dropped = [len(row[field]) for row in known if not row["kept"]]
-    reach = 1.15 * max([*kept, *examples, 0]) or max(dropped)
+    reach = 1.15 * max([*kept, *examples])
     width = max(1, math.ceil(reach / _BINS))
     tallies = [_tally(lengths, width) for lengths in (kept, dropped)]
     tallest = max(map(sum, zip(*tallies, strict=True)))
@@ -188,8 +188,8 @@ def _running_mean(losses: Sequence[float]) -> list[float]:
 
 
 def _round_ticks(top: float) -> list[float]:
-    """About four steps of 1, 2, 2.5 or 5 times a power of ten, from 0 to `top` or beyond."""
-    raw = max(top, 1e-6) / 4
+    """Four or five steps of 1, 2, 2.5 or 5 times a power of ten, from 0 to `top` or beyond."""
+    raw = max(top, 1e-6) / 4.5
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * k for k in (1, 2, 2.5, 5, 10) if unit * k >= raw * 0.999)
     return [step * i for i in range(math.ceil(top / step - 1e-9) + 1)]

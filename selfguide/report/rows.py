@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from selfguide.report.run_files import Row, Run
+from selfguide.method.pairs import Candidate
+from selfguide.report.figures import UNDECIDED
+from selfguide.report.run_files import Run
 
 MOST_ROWS = 6000
 _BUDGET = 1_400_000  # bytes of escaped text in all rows
@@ -24,18 +26,15 @@ class Share:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A candidate with its texts cut to what the report has room for."""
+    """A candidate with its texts cut; `fate` is "kept" or the filter that took it."""
 
     id: int
-    round: int
-    source: str
     input: str
     output: str
     asked: str
     shares: list[Share]
     agreement: float | None
-    kept: bool
-    filter: str
+    fate: str
     reason: str
 
 
@@ -52,12 +51,12 @@ def candidate_table(run: Run) -> Table:
     """Every candidate, or of very many the kept and the first of the others, in ledger order."""
     chosen = run.candidates
     if len(chosen) > MOST_ROWS:
-        first = sorted(chosen, key=lambda row: not row["kept"])[:MOST_ROWS]
-        chosen = sorted(first, key=lambda row: row["id"])
-    texts = [row[key] or "" for row in chosen for key in ("input", "output", "reason")]
+        first = sorted(chosen, key=lambda each: not each.kept)[:MOST_ROWS]
+        chosen = sorted(first, key=lambda each: each.id)
+    texts = [text or "" for each in chosen for text in (each.input, each.output, each.reason)]
     cap = _cap(texts)
     cut = max(map(len, texts), default=0) > cap
-    rows = [_table_row(row, cap) for row in chosen]
+    rows = [_table_row(each, cap) for each in chosen]
     return Table(rows, len(run.candidates), cap if cut else None)
 
 
@@ -83,17 +82,14 @@ def _cap(texts: Sequence[str]) -> int:
     return _CAPS[-1]
 
 
-def _table_row(row: Row, cap: int) -> TableRow:
+def _table_row(candidate: Candidate, cap: int) -> TableRow:
     return TableRow(
-        id=row["id"],
-        round=row["round"],
-        source=row["source"],
-        input=clip(row["input"], cap),
-        output=clip(row["output"] or "", cap),
-        asked=row["asked"] or "",
-        shares=probabilities(row["scores"])[:3] if row["scores"] else [],
-        agreement=row["agreement"],
-        kept=row["kept"],
-        filter="kept" if row["kept"] else row["filter"] or "unfinished",
-        reason=clip(row["reason"] or "", cap),
+        id=candidate.id,
+        input=clip(candidate.input, cap),
+        output=clip(candidate.output or "", cap),
+        asked=candidate.asked or "",
+        shares=probabilities(candidate.scores)[:3] if candidate.scores else [],
+        agreement=candidate.agreement,
+        fate="kept" if candidate.kept else candidate.filter or UNDECIDED,
+        reason=clip(candidate.reason or "", cap),
     )

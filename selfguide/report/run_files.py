@@ -9,17 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from selfguide.errors import UserError
+from selfguide.folder.manifest import Manifest
+from selfguide.folder.rows import read_candidates, read_objects
+from selfguide.method.pairs import Candidate
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """The files of a run folder; see the README for their fields."""
+    """The files of a run folder, as the stages left them.
+
+    Args:
+        manifest, metrics, expert: the JSON files; None where they are not there.
+        candidates: the ledger.
+        predictions: each system's answer to each evaluation row.
+        evaluation: those rows, `{"input", "outputs"}`.
+    """
 
     manifest: Row
-    candidates: list[Row]
-    dataset: list[Row]
+    candidates: list[Candidate]
     metrics: Row | None
     predictions: list[Row]
     evaluation: list[Row]
@@ -32,13 +41,13 @@ class Run:
         Raises:
             UserError: the folder has no manifest, or a file in it cannot be read.
         """
-        manifest = _json(folder / "manifest.json")
-        if manifest is None:
+        manifest = folder / "manifest.json"
+        if not manifest.exists():
             raise UserError(f"{folder}: no manifest.json in it; name the folder of a run")
+        ledger = folder / "candidates.jsonl"
         return cls(
-            manifest=manifest,
-            candidates=_lines(folder / "candidates.jsonl"),
-            dataset=_lines(folder / "dataset.jsonl"),
+            manifest=Manifest(manifest).values,
+            candidates=read_candidates(ledger) if ledger.exists() else [],
             metrics=_json(folder / "metrics.json"),
             predictions=_lines(folder / "predictions.jsonl"),
             evaluation=_lines(folder / "evaluation.jsonl"),
@@ -47,27 +56,27 @@ class Run:
 
     @property
     def task(self) -> Row:
-        return dict(self.manifest.get("task", {}))
+        return dict(self.manifest["task"])
 
     @property
     def settings(self) -> Row:
-        return dict(self.manifest.get("settings", {}))
+        return dict(self.manifest["settings"])
 
     @property
     def stages(self) -> dict[str, Row]:
-        """What is known of each finished stage, in the order they ran."""
-        return dict(self.manifest.get("stages", {}))
+        """What is known of each stage that ran, in their order."""
+        return dict(self.manifest["stages"])
 
     @property
     def labels(self) -> list[str]:
         """The labels of a classification task; empty for free text."""
-        return list(self.task.get("labels") or ())
+        return list(self.task["labels"])
 
     @cached_property
-    def kept(self) -> list[Row]:
-        return [row for row in self.candidates if row["kept"]]
+    def kept(self) -> list[Candidate]:
+        return [each for each in self.candidates if each.kept]
 
-    @property
+    @cached_property
     def systems(self) -> dict[str, Row]:
         """What was measured, by key."""
         return {each["key"]: each for each in self.metrics["systems"]} if self.metrics else {}
@@ -76,22 +85,11 @@ class Run:
 def _json(path: Path) -> Row | None:
     if not path.exists():
         return None
-    return _parsed(path, path.read_text(encoding="utf-8"), "")
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a JSON object ({error}); remove it") from None
 
 
 def _lines(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as file:
-        numbered = enumerate(file, 1)
-        return [_parsed(path, line, f", line {n}") for n, line in numbered if line.strip()]
-
-
-def _parsed(path: Path, text: str, place: str) -> Row:
-    try:
-        row = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}{place}: not JSON ({error}); mend or delete it") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{path}{place}: holds no JSON object; mend or delete it")
-    return row
+    return [row for _, row in read_objects(path)] if path.exists() else []

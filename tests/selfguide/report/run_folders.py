@@ -82,8 +82,9 @@ def free_text(folder: Path) -> Path:
     ]
     metrics = _metrics("rouge_l", systems, len(rows), "few_shot", -1.4)
     metrics["eval"]["source"] = "held_out_synthetic"
+    metrics["eval"]["note"] = "no eval_file was given: agreement with the annotator on 40 pairs"
     metrics["recommended"] = "few_shot"
-    metrics["verdict"] = "Finetuning did not help: few-shot prompting is 1.4 points better."
+    metrics["verdict"] = "Tuning did not win: 69.9 ROUGE-L against 71.3 of the best baseline."
     predictions = [
         _text_answer(rng, key, i, row) for key in _ANSWERED for i, row in enumerate(rows)
     ]
@@ -101,6 +102,32 @@ def too_few(folder: Path) -> Path:
     write_lines(folder / "candidates.jsonl", rows)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     manifest["stages"] = {"synthesis": manifest["stages"]["synthesis"]}
+    write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+def hostile(folder: Path) -> Path:
+    """A run whose texts try to leave their place: markup, scripts, long words, other directions."""
+    classification(folder, candidates=60)
+    texts = (
+        "</script><script>alert(1)</script>",
+        '"><img src=x onerror=alert(2)>',
+        "<!-- {{ 7 * 7 }} {% raw %} ]]> &amp; \x00 \u2028",
+        "שלום 👩‍🚀 \u202egnp.exe",
+        "w" * 3000,
+        "https://example.org/" + "a/" * 400,
+    )
+    for name in ("candidates.jsonl", "evaluation.jsonl"):
+        rows = read_lines(folder / name)
+        for row, text in zip(rows, texts * 10, strict=False):
+            row["input"] = text
+        write_lines(folder / name, rows)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["task"] |= {"name": texts[0], "instruction": " ".join(texts)}
+    for example, text in zip(manifest["task"]["examples"], texts, strict=False):
+        example["input"] = text
+    manifest["settings"]["model"] = manifest["model"]["source"] = "/models/" + "m" * 300
+    manifest["command"] += [texts[1], texts[4]]
     write_json(folder / "manifest.json", manifest)
     return folder
 
@@ -140,7 +167,13 @@ def _write(
     bias = {label: round(0.3 * i - 0.2, 2) for i, label in enumerate(task["labels"])}
     write_json(
         folder / "expert.json",
-        {"template": "plain", "prompt": "zero_shot", "decision": "bias_removed", "bias": bias},
+        {
+            "template": "plain",
+            "prompt": "zero_shot",
+            "decision": "bias_removed",
+            "bias": bias,
+            "stop": ["\n"],
+        },
     )
     write_lines(folder / "candidates.jsonl", ledger)
     write_lines(folder / "dataset.jsonl", pairs)
@@ -155,7 +188,7 @@ def _manifest(task: Row, tried: int, kept: int) -> Row:
     losses = [0.2 + 1.6 * math.exp(-4 * i / steps) + 0.25 * rng.random() for i in range(steps)]
     evaluated = [(steps // 3, 0.71), (2 * steps // 3, 0.42), (steps, 0.47)]
     settings = {**vars(Settings()), "filters": list(Settings().filters)}
-    stages = {
+    stages: dict[str, Row] = {
         "synthesis": {"seconds": 141.2, "peak_mib": 1240.5, "tried": tried, "kept": kept},
         "finetune": {
             "seconds": 63.9,
@@ -167,7 +200,7 @@ def _manifest(task: Row, tried: int, kept: int) -> Row:
         "evaluate": {"seconds": 88.4, "peak_mib": 1302.0},
     }
     for place, stage in enumerate(stages.values()):
-        stage |= {"fingerprint": f"{place}f3a91c07be2", "finished": f"2026-11-23T10:4{place}:00Z"}
+        stage |= {"fingerprint": f"{place}f3a91c07be2"}
     return {
         "selfguide": "0.1.0",
         "task": task,
@@ -227,7 +260,7 @@ def _metrics(metric: str, systems: list[Row], rows: int, best: str, points: floa
         "eval": {
             "source": "eval_file",
             "rows": rows,
-            "note": "Rows of test.jsonl, drawn by seed 0.",
+            "note": f"{rows} of 900 rows, drawn by seed 0",
         },
         "systems": systems,
         "best_baseline": best,
@@ -239,7 +272,11 @@ def _metrics(metric: str, systems: list[Row], rows: int, best: str, points: floa
             "high": points + 8.4,
             "p_value": 0.0004 if points > 5 else 0.62,
         },
-        "verdict": f"The expert is {points} points better than the best that prompting gives.",
+        "verdict": (
+            "The expert wins: 79.2 exact match against 64.2 of the best baseline (Few-shot, bias "
+            f"removed) on {rows} rows: {points:+} points, 95 % interval +7.5 to +23.4, p < 0.001; "
+            "a query takes 58 prompt tokens instead of 214."
+        ),
     }
 
 
