@@ -40,7 +40,7 @@ def load_task(path: Path, overrides: Mapping[str, Any] | None = None) -> LoadedT
 
     Args:
         path: a .yaml, .yml, .json or .jsonl file.
-        overrides: values for `selfguide.tasks.draft.OVERRIDES` from the command line, which win;
+        overrides: values for `selfguide.tasks.draft.OVERRIDES` from the command line or a run file, which win;
             file names are relative to the working folder.
 
     Raises:
@@ -48,7 +48,7 @@ def load_task(path: Path, overrides: Mapping[str, Any] | None = None) -> LoadedT
     """
     draft = _read(path)
     for key, value in (overrides or {}).items():
-        draft.set(key, value, "command line", Path())
+        draft.set(key, value, "command line or run file", Path())
     _choose_examples(draft)
     _find_labels(draft)
     task = checked(draft)

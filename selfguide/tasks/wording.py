@@ -88,7 +88,7 @@ def bare(label: str) -> str:
 def _singled_out(text: str, label: str) -> bool:
     sign = re.escape(label)
     explained = rf"(?<!\w){sign}\s*(?:for|if|when|means|=|:|\()|\({sign}\)|[\"'`]{sign}[\"'`]"
-    members = {bare(item) for items, _, _ in _lists(text) for item in items}
+    members = {bare(item) for items, _ in _lists(text) for item in items}
     told = rf"(?i:\b(?:answer|output|say|write|return|print|label|else|otherwise))\s+{sign}(?!\w)"
     if label in members or re.search(rf"{explained}|{told}", text):
         return True
@@ -104,33 +104,37 @@ def _range(text: str, known: Collection[str]) -> list[str]:
     return []
 
 
-def _lists(text: str) -> Iterator[tuple[list[str], str, str]]:
-    """The lists of a text: members, the joint before the last one, and the text before."""
+def _lists(text: str) -> Iterator[tuple[list[str], bool]]:
+    """The lists of a text: members, and whether it reads like a choice that one is given."""
     for match in _LISTS.finditer(text):
-        protected = re.split(rf"({_QUOTED})", match[0])
         members: list[str] = []
         joint = ""
-        for part in protected:
+        for part in re.split(rf"({_QUOTED})", match[0]):
             if re.fullmatch(_QUOTED, part):
                 members.append(part)
                 continue
-            joints = _JOINT.findall(part)
-            joint = joints[-1] if joints else joint
+            joint = next(iter(_JOINT.findall(part)[::-1]), joint)
             members += [item for item in _JOINT.split(part) if item.strip()]
-        yield members, joint.strip(" ,\n").lower(), text[: match.start()]
+        before, after = text[: match.start()], text[match.end() :]
+        yield members, _is_choice(len(members), joint.strip(" ,\n").lower(), before, after)
     for block in _BULLETS.finditer(text):
-        yield _BULLET.findall(block[0]), "-", text[: block.start()]
+        yield _BULLET.findall(block[0]), True
+
+
+def _is_choice(count: int, joint: str, before: str, after: str) -> bool:
+    if joint in ("/", "|"):
+        return True
+    if joint == "and" and count == 2 and not re.search(r"\bbetween\W*$", before):
+        return False
+    return bool(_ASKING.search(before)) or after.startswith("?")
 
 
 def _listed(text: str, known: Collection[str]) -> list[str]:
-    """Members of lists that hold two known labels, or the only one in a list of choices."""
+    """Members of lists that hold two known labels, or the only one in a choice."""
     found = []
-    for members, joint, before in _lists(text):
+    for members, is_choice in _lists(text):
         held = {normalise(member) for member in members} & set(known)
-        if len(held) < min(2, len(known)):
-            continue
-        choice = len(members) > 2 or joint != "and" or re.search(r"\bbetween\W*$", before)
-        if len(known) > 1 or (choice and (joint == "/" or _ASKING.search(before))):
+        if len(held) >= 2 or (held and len(known) == 1 and is_choice):
             found += members
     return found
 

@@ -195,5 +195,5 @@ def test_files_that_are_no_task(tmp_path: Path) -> None:
         load_task(latin)
     with pytest.raises(UserError, match=r"a task is a .yaml"):
         load_task(tmp_path / "task.txt")
-    with pytest.raises(UserError, match=r"command line: unknown key exmples"):
+    with pytest.raises(UserError, match=r"command line or run file: unknown key exmples"):
         load_task(native(tmp_path), {"exmples": "x"})
