@@ -87,5 +87,6 @@ def _styled(word: str, known: Sequence[str]) -> str:
     elif all(label.islower() for label in bare):
         word = word.lower()
     elif all(re.match(r"[A-Z][^A-Z]+$", label) for label in bare):
-        word = word[:1].upper() + word[1:].lower()
+        rest = word[1:].lower() if word.isupper() else word[1:]
+        word = word[:1].upper() + rest
     return f"{word}." if all(label.endswith(".") for label in known) else word

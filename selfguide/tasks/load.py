@@ -40,8 +40,8 @@ def load_task(path: Path, overrides: Mapping[str, Any] | None = None) -> LoadedT
 
     Args:
         path: a .yaml, .yml, .json or .jsonl file.
-        overrides: values for `selfguide.tasks.draft.OVERRIDES` from the command line or a run file, which win;
-            file names are relative to the working folder.
+        overrides: values for `selfguide.tasks.draft.OVERRIDES` (command line, run file), which
+            win; file names are relative to the working folder.
 
     Raises:
         UserError: a file cannot be used; one line that says which, where and why.

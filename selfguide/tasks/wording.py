@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from selfguide.metrics.exact import normalise
+from selfguide.metrics.words import UNSPACED
 
 _STRAIGHT = {0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0xAB: '"', 0xBB: '"'}
 _FUNCTION_WORDS = (
@@ -16,7 +17,8 @@ _FUNCTION_WORDS = (
 _QUOTED = r"(?<!\w)(?:'[^'\n]{1,40}'|\"[^\"\n]{1,40}\"|`[^`\n]{1,40}`)(?!\w)"
 _WORD = rf"(?!(?:{_FUNCTION_WORDS})\b)\w(?:[\w+#&-]*\w)?"
 _ITEM = rf"(?:{_QUOTED}|{_WORD})"
-_PHRASE = rf"(?:{_QUOTED}|{_WORD}(?:[ ]{_WORD}){{0,2}})"
+_WORDS = rf"{_WORD}(?:/{_WORD})?"  # in a list with commas "sci/tech" is one member
+_PHRASE = rf"(?:{_QUOTED}|{_WORDS}(?:[ ]{_WORDS}){{0,2}})"
 _FIRST = rf"(?:(?<=[:(][ ]){_PHRASE}|(?<=[:(]){_PHRASE}|{_ITEM})"
 _LAST = rf"(?:{_PHRASE}(?=[ ]*(?:[.;:!?)\n]|$))|{_ITEM})"
 _BETWEEN = rf"(?:\s*,\s*{_PHRASE}(?=\s*,|\s+(?:and|or)\b))*"
@@ -24,7 +26,8 @@ _CONJOINED = rf"{_FIRST}{_BETWEEN}\s*,?\s+(?P<word>and|or)\s+{_LAST}(?:,?\s+(?P=
 _SLASHED = rf"{_ITEM}(?:\s?[/|]\s?{_ITEM})+"
 _COMMAS = rf"{_FIRST}{_BETWEEN}\s*,\s*{_LAST}"
 _LISTS = re.compile(rf"{_SLASHED}|{_CONJOINED}|{_COMMAS}", re.IGNORECASE)
-_JOINT = re.compile(r"\s*[,/|]\s*(?:(?:and|or)\s+)?|\s+(?:and|or)\s+", re.IGNORECASE)
+_JOINT = re.compile(r"\s*,\s*(?:(?:and|or)\s+)?|\s+(?:and|or)\s+", re.IGNORECASE)
+_SLASH = re.compile(r"\s?[/|]\s?")
 _BULLETS = re.compile(r"(?:^[ ]*(?:[-*•]|\d+[.)])[ ]+[^\n]+(?:\n|$)){2,}", re.MULTILINE)
 _BULLET = re.compile(rf"^[ ]*(?:[-*•]|\d+[.)])[ ]+({_PHRASE})[ ]*(?:$|[:(–.,-])", re.MULTILINE)
 _ASKING = re.compile(
@@ -36,8 +39,11 @@ _TOLD = re.compile(
     r"\b(?:(?:answer|output|label|say|write|return|print|respond|reply|otherwise|else|be)"
     r"|(?:answer|respond|reply|label|mark)\w*[ ](?:it[ ])?with"
     r"|(?:label|classif|mark|tag|annotat|categori[sz]|answer)\w*[ ](?:(?:it|them)[ ])?as)"
-    rf"[ ,:]+({_QUOTED})",
+    rf"[ ,:]+({_QUOTED})|({_QUOTED})(?=[ ](?:if|when|otherwise)\b)|\(({_QUOTED})\)",
     re.IGNORECASE,
+)
+_ILLUSTRATION = re.compile(
+    r"(?:\be\.g\.|\b(?:for example|for instance|such as)\b)[^.;!?)\n]*", re.IGNORECASE
 )
 _RANGE = re.compile(r"(?<![\w.])(\d{1,3})\s*(?:-|–|to|through)\s*(\d{1,3})(?!\w|\.\d)")
 _LONGEST_RANGE = 11
@@ -45,8 +51,8 @@ _OPPOSITES = (("yes", "no"), ("true", "false"), ("positive", "negative"), ("1", 
 
 
 def plain(instruction: str) -> str:
-    """The instruction with straight quotes."""
-    return instruction.translate(_STRAIGHT)
+    """The instruction with straight quotes and without "such as ..."."""
+    return _ILLUSTRATION.sub("", instruction.translate(_STRAIGHT))
 
 
 def names(instruction: str, label: str) -> bool:
@@ -60,6 +66,8 @@ def names(instruction: str, label: str) -> bool:
         return _singled_out(text, bare(label))
     ending = "(?:s|es|d|ed|ing)?" if key.isalpha() else ""
     words = r"\s+".join(re.escape(word) for word in key.split())
+    if re.search(f"[{UNSPACED}]", key):
+        return key in text.casefold()
     return bool(re.search(rf"(?<!\w){words}{ending}(?!\w)", text.casefold()))
 
 
@@ -108,13 +116,14 @@ def _lists(text: str) -> Iterator[tuple[list[str], bool]]:
     """The lists of a text: members, and whether it reads like a choice that one is given."""
     for match in _LISTS.finditer(text):
         members: list[str] = []
+        pattern = _JOINT if _JOINT.search(re.sub(_QUOTED, "", match[0])) else _SLASH
         joint = ""
         for part in re.split(rf"({_QUOTED})", match[0]):
             if re.fullmatch(_QUOTED, part):
                 members.append(part)
                 continue
-            joint = next(iter(_JOINT.findall(part)[::-1]), joint)
-            members += [item for item in _JOINT.split(part) if item.strip()]
+            joint = next(iter(pattern.findall(part)[::-1]), joint)
+            members += [item for item in pattern.split(part) if item.strip()]
         before, after = text[: match.start()], text[match.end() :]
         yield members, _is_choice(len(members), joint.strip(" ,\n").lower(), before, after)
     for block in _BULLETS.finditer(text):
@@ -142,7 +151,8 @@ def _listed(text: str, known: Collection[str]) -> list[str]:
 def _told(text: str, known: Collection[str]) -> list[str]:
     """Quoted words that one is told to answer, if a known label is among the quoted words."""
     quotes = {normalise(match[0]) for match in re.finditer(_QUOTED, text)}
-    return _TOLD.findall(text) if quotes & set(known) else []
+    told = ["".join(groups) for groups in _TOLD.findall(text)]
+    return told if quotes & set(known) else []
 
 
 def _opposite(text: str, known: Collection[str]) -> list[str]:
