@@ -27,7 +27,7 @@ _HOME = Path(__file__).resolve().parents[1]
 def examine() -> dict[str, Any]:
     """The report: names of what was looked at, and findings that JSON can hold."""
     report: dict[str, Any] = {
-        "selfguide": f"{_version('selfguide')}, from {_HOME}",
+        "selfguide": f"{version_of('selfguide')}, from {_HOME}",
         "python": f"{platform.python_version()} on {platform.platform()}",
         "torch": torch.__version__,
         "conflicts": conflicts(_HOME),

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rich.console import Console as Terminal
 from rich.markup import escape
 from rich.table import Table
 
@@ -22,6 +21,7 @@ from selfguide.method.systems import Contest, all_systems
 from selfguide.observer import Silent
 from selfguide.plan import Plan, Shapes
 from selfguide.prompts import Asking
+from selfguide.result import standard_output
 from selfguide.settings import Settings
 from selfguide.stopwatch import Stopwatch
 from selfguide.tasks import EvalRow
@@ -138,7 +138,7 @@ def show_plan(answerer: Answerer, settings: Settings, folder: RunFolder) -> None
     for step in steps:
         time_left = "" if step.action == "reuse" else times[step.stage]
         table.add_row(step.stage, words[step.action], escape(step.why), time_left)
-    terminal = Terminal(highlight=False)
+    terminal = standard_output()
     terminal.print(f"run folder: {escape(str(folder.path))}")
     terminal.print(table)
     terminal.print(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 
 from selfguide.errors import UserError
 from selfguide.method.answering import Answerer
@@ -10,34 +10,43 @@ from selfguide.method.ground import drawn
 from selfguide.prompts import TEMPLATES, Asking
 from selfguide.settings import Settings
 
+Named = tuple[str, str]
+"""A place, for messages, and the input that stands there."""
+
 
 def check_lengths(answerer: Answerer, settings: Settings) -> None:
-    """Every input that will be used must fit: after the examples, in any template, with its answer.
+    """Every input of the task that will be used must fit, in any template, after the examples.
 
     Raises:
         UserError: one does not; the message names it and says how long it is.
     """
-    task, tokenizer = answerer.task, answerer.llm.tokenizer
-    context = answerer.llm.model.config.max_positions
-    named = list(_inputs(answerer, settings))
-    for template in TEMPLATES:
-        prompts = [answerer.prompts.answer(text, Asking(template)) for _, text in named]
-        for (where, text), ids in zip(named, tokenizer.encode_batch(prompts), strict=True):
-            needed = len(ids) + answerer.budget(text)
-            if needed > context:
-                raise UserError(
-                    f"{task.source}: {where}: with instruction, examples and room for its output "
-                    f"it takes {needed} tokens, but the model's context is {context}; shorten it, "
-                    "leave it out, or use another --model"
-                )
-
-
-def _inputs(answerer: Answerer, settings: Settings) -> Iterator[tuple[str, str]]:
-    """Every input of the task that will be used, with the place it came from."""
     task = answerer.task
-    for number, example in enumerate(task.examples, start=1):
-        yield f"examples, item {number}", example.input
-    for number, text in enumerate(task.inputs, start=1):
-        yield f"inputs_file, input {number}", text
-    for number, row in drawn(list(enumerate(task.eval_rows, start=1)), settings):
-        yield f"eval_file, row {number}", row.input
+    inputs = [
+        *_numbered("examples, item", enumerate((e.input for e in task.examples), start=1)),
+        *_numbered("inputs_file, input", enumerate(task.inputs, start=1)),
+    ]
+    rows = drawn(list(enumerate((row.input for row in task.eval_rows), start=1)), settings)
+    inputs += _numbered("eval_file, row", rows)
+    for template in TEMPLATES:
+        require_fit(answerer, Asking(template), inputs, f"{task.source}: ")
+
+
+def require_fit(
+    answerer: Answerer, asking: Asking, inputs: Sequence[Named], source: str = ""
+) -> None:
+    """Raises UserError if an input's prompt and answer take more than the model's context."""
+    tokenizer, prompts = answerer.llm.tokenizer, answerer.prompts
+    context = answerer.llm.model.config.max_positions
+    encoded = tokenizer.encode_batch([prompts.answer(text, asking) for _, text in inputs])
+    for (where, text), ids in zip(inputs, encoded, strict=True):
+        needed = len(ids) + answerer.budget(text)
+        if needed > context:
+            raise UserError(
+                f"{source}{where}: with its prompt and room for the answer it takes {needed} "
+                f"tokens, but the model's context is {context}; shorten it, leave it out, or use "
+                "another --model"
+            )
+
+
+def _numbered(place: str, texts: Iterable[tuple[int, str]]) -> list[Named]:
+    return [(f"{place} {number}", text) for number, text in texts]

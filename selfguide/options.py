@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from selfguide.errors import UserError, nearest
 from selfguide.settings import RECIPES, Settings, Stage
@@ -48,7 +48,7 @@ class Options:
     overrides: Mapping[str, str]
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Says a mistake like any other: in one line."""
 
     def error(self, message: str) -> NoReturn:
@@ -111,8 +111,9 @@ def _dashed(argument: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m selfguide.run",
+        usage="python -m selfguide.run TASK [options]",
         description="Turns an instruction and a few examples into a task expert.",
         allow_abbrev=False,
     )
@@ -143,10 +144,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(group: argparse._ArgumentGroup, setting: Field[Any]) -> None:
-    default = setting.default
+    default, kind = setting.default, get_type_hints(Settings)[setting.name]
     shown = ",".join(default) if isinstance(default, tuple) else default
-    note = "" if default is None else f" ({shown})".replace("%", "%%")
-    group.add_argument(_flag(setting.name), metavar="X", help=setting.metadata["help"] + note)
+    note = "" if default is None else f" ({shown})"
+    group.add_argument(
+        _flag(setting.name),
+        metavar=f"{{{','.join(get_args(kind))}}}" if get_origin(kind) is Literal else "X",
+        help=(setting.metadata["help"] + note).replace("%", "%%"),
+    )
 
 
 def _flag(key: str) -> str:
@@ -154,7 +159,6 @@ def _flag(key: str) -> str:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)

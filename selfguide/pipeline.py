@@ -25,13 +25,14 @@ from selfguide.folder.run_folder import RunFolder, stage_record
 from selfguide.lengths import check_lengths
 from selfguide.method.answering import Answerer
 from selfguide.method.evaluate import evaluate
-from selfguide.method.expert import Expert, Unlabelled
+from selfguide.method.expert import Expert
 from selfguide.method.finetune import choose_decision, finetune
 from selfguide.method.ground import choose_ground
 from selfguide.method.pairs import Candidate, Pair
 from selfguide.method.synthesis import Synthesised, synthesise
 from selfguide.plan import Plan, Shapes, Step, facts
 from selfguide.prompts import Prompts
+from selfguide.recall import unlabelled
 from selfguide.report.build import write_report
 from selfguide.settings import Settings
 from selfguide.stopwatch import Stopwatch
@@ -111,8 +112,8 @@ class Pipeline:
         manifest.write()
 
     def _announce(self, step: Step) -> None:
-        words = {"reuse": "kept as it is", "resume": "goes on", "run": "starts"}
-        self.console.say(f"{step.stage} {words[step.action]}: {step.why}")
+        words = {"reuse": "is kept", "resume": "goes on", "run": "begins"}
+        self.console.say(f"{step.stage} {words[step.action]} ({step.why})")
 
     def _synthesise(self, step: Step) -> None:
         self._announce(step)
@@ -173,11 +174,6 @@ class Pipeline:
         held_out = self.folder.held_out
         return training, read_pairs(held_out, self.answerer.task) if held_out.exists() else []
 
-    def _unlabelled(self) -> Unlabelled:
-        """Invented inputs that annotation has seen, for label biases."""
-        candidates = read_candidates(self.folder.candidates)
-        return [(each.input, each.asked) for each in candidates if each.output is not None]
-
     def _finetune(self, training: list[Pair], held_out: list[Pair]) -> Expert:
         step = self.plan.finetune()
         self._announce(step)
@@ -194,7 +190,7 @@ class Pipeline:
                 self.settings,
                 training,
                 held_out,
-                self._unlabelled(),
+                unlabelled(self.folder),
                 place,
                 self.console,
             )
@@ -220,7 +216,7 @@ class Pipeline:
                 self.settings,
                 expert,
                 held_out,
-                self._unlabelled(),
+                unlabelled(self.folder),
                 place,
                 self.folder.cache,
                 self.console,

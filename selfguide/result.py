@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,7 +15,13 @@ from selfguide.folder.run_folder import RunFolder
 from selfguide.method.pairs import Candidate
 
 _UNITS = {"exact_match": "exact match", "rouge_l": "ROUGE-L"}
+_WIDTH = 1000  # columns where there is no terminal
 _BAR = 24  # characters of a score of 100
+
+
+def standard_output() -> Terminal:
+    """Standard output for people; lines stay whole where it is no terminal."""
+    return Terminal(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def summary(metrics: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
@@ -31,7 +38,7 @@ def summary(metrics: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
 
 def show_result(metrics: dict[str, Any], folder: RunFolder) -> None:
     """The verdict, the scores, and where to go from here."""
-    terminal = Terminal(highlight=False)
+    terminal = standard_output()
     terminal.print()
     terminal.print(f"[bold]{escape(metrics['verdict'])}[/]")
     terminal.print()
@@ -74,7 +81,7 @@ def show_candidates(candidates: Sequence[Candidate], *, as_json: bool) -> None:
         for each in candidates:
             print(json.dumps(each.row(), ensure_ascii=False))
         return
-    terminal = Terminal(highlight=False)
+    terminal = standard_output()
     for each in candidates:
         terminal.print(_verdict(each))
         for name, text in _texts(each):

@@ -130,6 +130,8 @@ class RunFolder:
         for other in self._unfinished.glob(f"{begun['stage']}-*"):
             (other / _RECORD).unlink(missing_ok=True)
             shutil.rmtree(other)
+        if not any(self._unfinished.iterdir()):
+            self._unfinished.rmdir()
 
     def _replace(self, new: Path, place: Path) -> None:
         """Like `os.replace`, for folders too."""

@@ -101,7 +101,7 @@ def test_results_are_published_together_with_their_record(tmp_path: Path) -> Non
         assert record["fingerprint"] == shape.fingerprint
         assert (folder.adapter / "weights").read_text() == folder.expert.read_text() == text
         assert folder.intact(record)
-        assert not list((tmp_path / "unfinished").iterdir())
+        assert not (tmp_path / "unfinished").exists()
         assert not (tmp_path / "checkpoint").exists()
     (folder.adapter / "weights").write_text("edited")
     assert not folder.intact(record)

@@ -1,0 +1,141 @@
+"""Using an expert: python -m selfguide.predict RUN_FOLDER TEXT [TEXT ...] [options]
+
+A TEXT may also be `-` (standard input, a text a line) or a .jsonl file of objects with `input`.
+Answers go to standard output, one a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import engine
+from selfguide.console import Console
+from selfguide.ending import ended
+from selfguide.errors import UserError
+from selfguide.folder.run_folder import RunFolder
+from selfguide.lengths import Named, require_fit
+from selfguide.method.expert import Answer, Expert
+from selfguide.method.systems import Answering
+from selfguide.options import Parser
+from selfguide.recall import measured, recall
+from selfguide.tasks.reading import read_rows, text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, 2 (a mistake) or 130 (stopped)."""
+    console = Console()
+
+    def work() -> None:
+        with console.listening():
+            _work(_parse(arguments), console)
+
+    return ended(work, [])
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m selfguide.predict", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="run folder, such as runs/NAME")
+    parser.add_argument(
+        "texts",
+        nargs="+",
+        metavar="text",
+        help="an input, - (standard input, a text a line) or a .jsonl file of objects with input",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    parser.add_argument(
+        "--system",
+        default="expert",
+        metavar="KEY",
+        help="who answers: a key of metrics.json, or recommended; default: expert",
+    )
+    parser.add_argument("--model", help="where the base model is, if no longer where it was")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: a GPU if there is one")
+    return parser.parse_args(arguments)
+
+
+def _work(options: argparse.Namespace, console: Console) -> None:
+    folder = RunFolder(options.folder)
+    _require_finished(folder)
+    expert = Expert.load(folder.path)
+    inputs = list(_inputs(options.texts))
+    llm = engine.load(options.model or expert.model, device=options.device)
+    answerer = expert.attach(llm, folder.path)
+    require_fit(answerer, expert.way.asking, inputs)
+    way = _way(options.system, folder, expert, llm, console)
+    watch = console.watch("answering")
+
+    def progress(now: engine.Progress) -> None:
+        watch(now)
+        console.pause_point()
+
+    answers = way.answer(answerer, [each for _, each in inputs], progress)
+    for (_, given), answer in zip(inputs, answers, strict=True):
+        print(_line(given, answer, as_json=options.json, alone=len(inputs) == 1))
+
+
+def _require_finished(folder: RunFolder) -> None:
+    if not folder.path.is_dir():
+        raise UserError(f"{folder.path}: no such run folder")
+    if folder.expert.exists() and folder.adapter.is_dir():
+        return
+    command = folder.manifest().values.get("command")
+    finish = f"finish it with: {shlex.join(command)}" if command else "it is no run's folder"
+    raise UserError(f"{folder.path}: there is no expert in it yet; {finish}")
+
+
+def _way(
+    system: str, folder: RunFolder, expert: Expert, llm: engine.LLM, console: Console
+) -> Answering:
+    recommended = measured(folder).get("recommended", "expert")
+    if system == "expert":
+        if recommended != "expert":
+            console.say(f"note: this run's report recommends --system {recommended}")
+        return expert.way
+    key = recommended if system == "recommended" else system
+    return recall(key, folder, expert, llm)
+
+
+def _inputs(texts: Sequence[str]) -> Iterator[Named]:
+    """Every input, with where it came from.
+
+    Raises:
+        UserError: one is empty, or a file cannot be read.
+    """
+    for number, given in enumerate(texts, start=1):
+        if given == "-":
+            lines = enumerate(sys.stdin.read().splitlines(), start=1)
+            named = [(f"standard input, line {at}", line) for at, line in lines]
+        elif given.endswith(".jsonl"):
+            rows = read_rows(Path(given).expanduser())
+            named = [(f"{given}:{at}", _input(row, f"{given}:{at}")) for at, row in rows]
+        else:
+            named = [(f"text {number}", given)]
+        for where, value in named:
+            yield where, text(value, where)
+
+
+def _input(row: object, where: str) -> str:
+    value = row.get("input") if isinstance(row, Mapping) else row
+    return text(value, f"{where}: input")
+
+
+def _line(given: str, answer: Answer, *, as_json: bool, alone: bool) -> str:
+    """An answer as it is printed; a text of several lines takes one line, unless it is alone."""
+    if as_json:
+        values = {"label": answer.label, "probabilities": answer.probabilities}
+        return json.dumps({"input": given, "output": answer.text, **values}, ensure_ascii=False)
+    shown = answer.text if alone else answer.text.replace("\n", "\\n")
+    if answer.probabilities is None or not sys.stdout.isatty():
+        return shown
+    ordered = sorted(answer.probabilities.items(), key=lambda each: -each[1])
+    shares = ", ".join(f"{label} {100 * share:.0f} %" for label, share in ordered)
+    return f"{shown}  ({shares})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
