@@ -59,7 +59,7 @@ def claim_check(phrases: Mapping[str, Any], rng: Random) -> list[Row]:
     return [
         {"input": f"Note: {scenario[label]} Claim: {scenario['claim']}", "output": label}
         for scenario in phrases["scenarios"]
-        for label in ("yes", "no", "unclear")
+        for label in ("true", "false", "unknown")
     ]
 
 

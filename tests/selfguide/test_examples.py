@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 import yaml
 
+from selfguide.tasks import Task
+from selfguide.tasks.load import load_task
+
 FOLDER = Path(__file__).parents[2] / "examples"
 TASKS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+CLASSIFICATIONS = ["claim_check", "review_sentiment", "support_topic"]
 
 
-def task(name: str) -> dict[str, Any]:
-    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+def task(name: str) -> Task:
+    return load_task(FOLDER / f"{name}.yaml")
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -39,26 +43,31 @@ def test_the_script_makes_the_files(tmp_path: Path) -> None:
 def test_rows_are_many_and_none_is_an_example(name: str) -> None:
     inputs = [row["input"] for row in rows(name)]
     assert len(inputs) == len(set(inputs)) >= 100
-    assert not set(inputs) & {example["input"] for example in task(name)["examples"]}
+    assert inputs == [row.input for row in task(name).eval_rows]
+    assert not set(inputs) & {example.input for example in task(name).examples}
     for text in inputs:
         assert text == " ".join(text.split())
         assert "{" not in text
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if "labels" in task(name)])
+@pytest.mark.parametrize("name", CLASSIFICATIONS)
 def test_labels_are_balanced(name: str) -> None:
-    labels = task(name)["labels"]
+    labels = task(name).labels
     counts = Counter(row["output"] for row in rows(name))
     assert set(counts) == set(labels)
     assert len(set(counts.values())) == 1
-    assert {example["output"] for example in task(name)["examples"]} == set(labels)
+    assert {example.output for example in task(name).examples} == set(labels)
+
+
+def test_only_the_classifications_have_labels() -> None:
+    assert [name for name in TASKS if task(name).is_classification] == CLASSIFICATIONS
 
 
 def test_a_claim_alone_does_not_give_its_label_away() -> None:
     labels: dict[str, list[str]] = {}
     for row in rows("claim_check"):
         labels.setdefault(row["input"].split(" Claim: ")[1], []).append(row["output"])
-    assert {tuple(sorted(each)) for each in labels.values()} == {("no", "unclear", "yes")}
+    assert {tuple(sorted(each)) for each in labels.values()} == {("false", "true", "unknown")}
 
 
 def test_polite_requests_keep_the_order() -> None:
