@@ -156,9 +156,8 @@ def _fingerprint(way: Answering, folds: Sequence[Fold]) -> str:
         about += [task.instruction, examples, list(task.labels.items()), prompts.stop]
         about += [prompts.fingerprint, [row.input for row in fold.rows]]
     digest = hashlib.sha256(json.dumps(about).encode())
-    adapter = getattr(getattr(way, "asking", None), "adapter", None)
-    if adapter is not None:
-        for tensor in llm.adapters[adapter].tensors():
+    if way.asking is not None and way.asking.adapter is not None:
+        for tensor in llm.adapters[way.asking.adapter].tensors():
             digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 

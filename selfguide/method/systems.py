@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from selfguide.method.answering import Answerer, Decision, OnProgress
 from selfguide.method.expert import Answer, Expert, Way, estimate_bias
@@ -23,6 +23,10 @@ Spread = Literal["none", "best", "own"]
 class Answering(Protocol):
     """Something that answers. Its `repr` tells all that shapes its answers beside the model."""
 
+    @property
+    def asking(self) -> Asking | None:
+        """Prompt and adapter; None if it asks no model."""
+
     def answer(
         self, answerer: Answerer, inputs: Sequence[str], progress: OnProgress = None
     ) -> list[Answer]:
@@ -34,6 +38,7 @@ class Constant:
     """Answers every input alike."""
 
     label: str
+    asking: ClassVar[Asking | None] = None
 
     def answer(
         self, answerer: Answerer, inputs: Sequence[str], progress: OnProgress = None
@@ -44,6 +49,8 @@ class Constant:
 @dataclass(frozen=True)
 class Copy:
     """Answers with the input."""
+
+    asking: ClassVar[Asking | None] = None
 
     def answer(
         self, answerer: Answerer, inputs: Sequence[str], progress: OnProgress = None
@@ -248,8 +255,7 @@ def prompt_tokens(answerer: Answerer, way: Answering, inputs: Sequence[str]) -> 
 
     The channel reads a prompt and the input once for every label.
     """
-    asking: Asking | None = getattr(way, "asking", None)
-    if asking is None:
+    if way.asking is None:
         return None
     prompts, tokenizer = answerer.prompts, answerer.llm.tokenizer
     if isinstance(way, Way) and way.decision == "channel":
@@ -258,5 +264,5 @@ def prompt_tokens(answerer: Answerer, way: Answering, inputs: Sequence[str]) -> 
         shared = sum(map(len, tokenizer.encode_batch(texts)))
         read = sum(map(len, tokenizer.encode_batch(list(inputs), bos=False)))
         return shared + round(len(task.labels) * read / len(inputs))
-    texts = [prompts.answer(text, asking) for text in inputs]
+    texts = [prompts.answer(text, way.asking) for text in inputs]
     return round(sum(map(len, tokenizer.encode_batch(texts))) / len(texts))

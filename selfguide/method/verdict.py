@@ -78,7 +78,10 @@ def _comparison(expert: Entry, best: Entry, gain: Difference, metric: str, rows:
             f"{best['how']}; try a larger model, or an instruction and examples that say more."
         )
     if gain.points <= 0:
-        return f"Tuning did not win: {scores}. Use {best['title']} instead: {best['how']}."
+        return (
+            f"Tuning did not win: {scores}. Use {best['title']} instead (--system {best['key']} of "
+            f"selfguide.predict): {best['how']}."
+        )
     if gain.low <= 0 or gain.p_value >= _SURE:
         return f"The expert is ahead, but within noise: {scores}{_cost(expert, best)}."
     return f"The expert wins: {scores}{_cost(expert, best)}."

@@ -63,7 +63,9 @@ def test_no_gain(expert: int) -> None:
     found = judged(expert, 20, 18)
     assert found["recommended"] == "few_shot"
     assert found["verdict"].startswith(f"Tuning did not win: {100 * expert / ROWS:.1f}")
-    assert found["verdict"].endswith("Use Few_Shot instead: does few_shot.")
+    assert found["verdict"].endswith(
+        "Use Few_Shot instead (--system few_shot of selfguide.predict): does few_shot."
+    )
 
 
 def test_nothing_beats_the_floor() -> None:
