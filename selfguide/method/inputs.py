@@ -60,6 +60,8 @@ class Inventor:
             candidate.input = f"{self._start}{completion.text}".strip()
             if completion.error:
                 candidate.drop("length", completion.error)
+            elif not candidate.input:
+                candidate.drop("noise", "the input is empty")
             elif completion.finish_reason == "length":
                 candidate.drop("length", "did not end where an input of this task would")
         return candidates
