@@ -13,7 +13,7 @@ from engine.seeds import mix
 from selfguide.errors import TooFewPairs
 from selfguide.method.annotate import Annotator
 from selfguide.method.answering import Answerer
-from selfguide.method.collapse import collapsed
+from selfguide.method.collapse import at_chance, collapsed
 from selfguide.method.filters import INPUT_FILTERS, OUTPUT_FILTERS, Context, sift
 from selfguide.method.inputs import Inventor
 from selfguide.method.pairs import Candidate, Pair
@@ -192,6 +192,9 @@ class _Choice:
 
     def made(self, save: Callable[[list[Candidate]], None]) -> Synthesised:
         self._drop_if_collapsed()
+        doubt = at_chance(self.rounds.survivors and self.rounds.annotated)
+        if doubt:
+            self._warn(doubt)
         self._balance()
         kept = self.rounds.survivors
         for candidate in kept:

