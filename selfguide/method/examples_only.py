@@ -14,8 +14,9 @@ from selfguide.settings import Settings
 
 ADAPTER = "examples_only"
 
-# A pass over two to ten examples is one or two steps. Exact match of the default model after 10, 20
-# and 40 passes: review_sentiment 62, 85, 83 (label scores), support_topic 52, 75, 75 (bias removed).
+# A pass over two to ten examples is one or two steps. Exact match of the default model after 10,
+# 20 and 40 passes: review_sentiment 62, 85, 83 (label scores); support_topic 52, 75, 75 (bias
+# removed).
 _EPOCHS = 20
 
 _MARK = "lesson.txt"  # what the adapter beside it was taught; written last
