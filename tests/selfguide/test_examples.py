@@ -21,7 +21,7 @@ CLASSIFICATIONS = ["claim_check", "review_sentiment", "support_topic"]
 
 
 def task(name: str) -> Task:
-    return load_task(FOLDER / f"{name}.yaml")
+    return load_task(FOLDER / f"{name}.yaml").task
 
 
 def rows(name: str) -> list[dict[str, Any]]:
