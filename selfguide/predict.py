@@ -108,11 +108,11 @@ def _inputs(texts: Sequence[str]) -> Iterator[Named]:
     """
     for number, given in enumerate(texts, start=1):
         if given == "-":
-            lines = enumerate(sys.stdin.read().splitlines(), start=1)
+            lines = enumerate(sys.stdin.read().removesuffix("\n").split("\n"), start=1)
             named = [(f"standard input, line {at}", line) for at, line in lines]
         elif given.endswith(".jsonl"):
             rows = read_rows(Path(given).expanduser())
-            named = [(f"{given}:{at}", _input(row, f"{given}:{at}")) for at, row in rows]
+            named = [(where, _input(row, where)) for row, where in rows]
         else:
             named = [(f"text {number}", given)]
         for where, value in named:

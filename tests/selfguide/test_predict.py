@@ -1,0 +1,138 @@
+"""Using what a run made: texts, standard input, files, other systems, and folders without it."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from selfguide.predict import main
+from tests.engine import tiny_models, tiny_tokenizers
+from tests.selfguide.method import tiny
+from tests.selfguide.tiny_runs import labelled_task_file, run
+
+
+@pytest.fixture(scope="module")
+def expert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("expert")
+    assert run(labelled_task_file(folder), folder / "run") == 0
+    return folder / "run"
+
+
+def _rows(capsys: pytest.CaptureFixture[str], *given: str) -> list[dict[str, object]]:
+    capsys.readouterr()
+    assert main([*given, "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_answers_are_those_of_the_evaluation(
+    expert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = [json.loads(line) for line in (expert / "evaluation.jsonl").read_text().splitlines()]
+    predictions = [
+        json.loads(line) for line in (expert / "predictions.jsonl").read_text().splitlines()
+    ]
+    texts = [row["input"] for row in inputs]
+    systems = {row["system"] for row in predictions} - {"majority"}
+    assert {"expert", "few_shot", "few_shot_bias_removed", "examples_only"} <= systems
+    for system in systems:
+        expected = [row["text"] for row in predictions if row["system"] == system]
+        rows = _rows(capsys, str(expert), *texts, "--system", system)
+        assert [row["output"] for row in rows] == expected
+        assert [row["input"] for row in rows] == texts
+
+
+def test_the_recommended_system_can_be_used(
+    expert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recommended = json.loads((expert / "metrics.json").read_text())["recommended"]
+    named = _rows(capsys, str(expert), "one teal", "--system", recommended)
+    assert _rows(capsys, str(expert), "one teal", "--system", "recommended") == named
+
+
+def test_labels_come_with_probabilities(expert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [row] = _rows(capsys, str(expert), "one teal")
+    shares = row["probabilities"]
+    assert isinstance(shares, dict)
+    assert set(shares) == {"long", "short"}
+    assert math.isclose(sum(shares.values()), 1.0, rel_tol=1e-6)
+    assert row["output"] == row["label"] == max(shares, key=shares.__getitem__)
+
+
+def test_texts_standard_input_and_files_give_the_same(
+    expert: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    texts = ["one teal", "one orange", "one red"]
+    path = tmp_path / "inputs.jsonl"
+    path.write_text("".join(json.dumps({"input": text}) + "\n" for text in texts))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts) + "\n"))
+    printed = []
+    for given in (texts, ["-"], [str(path)]):
+        capsys.readouterr()
+        assert main([str(expert), *given]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] == printed[2]
+    assert len(printed[0].splitlines()) == 3
+    assert set(printed[0].split()) <= {"long", "short"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('{"input": "a"}\n{"text": "b"}\n', ":2: input: expected text"),
+        ('{"input": "a"}\n{"input": \n', ":2: JSON"),
+        ('{"input": " "}\n', ":1: input: empty"),
+    ],
+)
+def test_a_faulty_row_is_named(
+    expert: Path, tmp_path: Path, lines: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "inputs.jsonl"
+    path.write_text(lines)
+    assert main([str(expert), str(path)]) == 2
+    assert f"error: {path}{message}" in capsys.readouterr().err
+
+
+def test_an_input_that_does_not_fit_is_named(
+    expert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(expert), "short", "word " * 3000]) == 2
+    assert "error: text 2: " in capsys.readouterr().err
+
+
+def test_an_unknown_system_gets_a_hint(expert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(expert), "x", "--system", "expret"]) == 2
+    assert "--system expret: no such system (did you mean expert" in capsys.readouterr().err
+
+
+def test_another_model_is_refused(
+    expert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny_models.make(
+        "smollm2", tmp_path, seed=1, vocab_size=tiny.VOCAB, max_position_embeddings=1024
+    )
+    tiny_tokenizers.byte_level_folder(other, vocab_size=tiny.VOCAB)
+    assert main([str(expert), "x", "--model", str(other)]) == 2
+    assert "the expert belongs to the model" in capsys.readouterr().err
+
+
+def test_folders_without_an_expert_say_what_is_missing(
+    expert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "none"), "x"]) == 2
+    assert "none: no such run folder" in capsys.readouterr().err
+    shutil.copytree(expert, tmp_path / "run")
+    (tmp_path / "run" / "expert.json").unlink()
+    assert main([str(tmp_path / "run"), "x"]) == 2
+    said = capsys.readouterr().err
+    assert "there is no expert in it yet; finish it with: python -m selfguide.run" in said
+    (tmp_path / "run" / "manifest.json").unlink()
+    assert main([str(tmp_path / "run"), "x"]) == 2
+    assert "it is no run's folder" in capsys.readouterr().err
