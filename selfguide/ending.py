@@ -26,7 +26,7 @@ def ended(work: Callable[[], None], resume: Sequence[str]) -> int:
         resume: the command that goes on after an interruption; empty if there is nothing to go on.
     """
     try:
-        with _disk_trouble_told():
+        with disk_trouble_told(Path.cwd()):
             work()
             sys.stdout.flush()
     except TooFewPairs as error:
@@ -43,11 +43,12 @@ def ended(work: Callable[[], None], resume: Sequence[str]) -> int:
 
 
 @contextmanager
-def _disk_trouble_told() -> Iterator[None]:
+def disk_trouble_told(folder: Path) -> Iterator[None]:
+    """Turns errors of the disk in the block, which writes to `folder`, into UserErrors."""
     try:
         yield
     except OSError as error:
-        trouble = disk_trouble(error, Path.cwd())
+        trouble = disk_trouble(error, folder)
         if trouble is None:
             raise
         raise trouble from None

@@ -134,7 +134,7 @@ class Plan:
             return Step(stage, "reuse", "nothing changed")
         if resumable:
             return Step(stage, "resume", "part of it is done")
-        if record is None:
+        if record is None or record["fingerprint"] is None:
             return Step(stage, "run", "not done yet")
         changed = self.folder.manifest().changes(stage, shape)
         why = f"changed: {', '.join(changed)}" if changed else "its files are gone or changed"

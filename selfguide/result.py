@@ -45,7 +45,8 @@ def show_result(metrics: dict[str, Any], folder: RunFolder) -> None:
     terminal.print(_scores(metrics))
     terminal.print()
     recommended = metrics["recommended"]
-    extra = "" if recommended == "expert" else f" --system {recommended}"
+    judged = metrics["expert"] is not None
+    extra = f" --system {recommended}" if judged and recommended != "expert" else ""
     lines = Table.grid(padding=(0, 2))
     for name, value in (
         ("report", folder.report),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from selfguide.console import Console
-from selfguide.ending import ended
+from selfguide.ending import disk_trouble_told, ended
 from selfguide.errors import UserError
 from selfguide.estimate import show_plan
 from selfguide.folder.run_folder import RunFolder
@@ -31,13 +31,14 @@ _PROGRAM = ("python", "-m", "selfguide.run")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 2 (a mistake), 3 (too few pairs) or 130 (stopped)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    command = [*_PROGRAM, *_resuming(given)]
     console = Console()
 
     def work() -> None:
         with console.listening():
-            _work(parse_options(given), [*_PROGRAM, *given], console)
+            _work(parse_options(given), command, console)
 
-    return ended(work, [*_PROGRAM, *_resuming(given)])
+    return ended(work, command)
 
 
 def _resuming(given: Sequence[str]) -> list[str]:
@@ -65,7 +66,7 @@ def _work(options: Options, command: list[str], console: Console) -> None:
         show_plan(prepare(task, settings, console), settings, folder)
         return
     _start_as_asked(folder, options.resume, console)
-    with folder.lock(), console.logging(folder.log):
+    with disk_trouble_told(folder.path), folder.lock(), console.logging(folder.log):
         pipeline = Pipeline(prepare(task, settings, console), settings, folder, console)
         if options.resume == "always":
             _insist(pipeline, folder)

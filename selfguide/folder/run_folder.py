@@ -115,7 +115,9 @@ class RunFolder:
         self._move_in(workplace)
 
     def recover(self) -> None:
-        """Ends the publications that a killed run had begun."""
+        """Ends the publications that a killed run had begun, and removes its half-written files."""
+        for half in self.path.rglob(".*.tmp"):
+            half.unlink()
         for record in sorted(self._unfinished.glob(f"*/{_RECORD}")):
             self._move_in(record.parent)
 

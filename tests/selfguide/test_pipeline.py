@@ -160,6 +160,7 @@ def test_too_few_pairs_end_the_run_with_a_report_and_can_be_accepted(
     said = capfd.readouterr().err
     assert "synthesis goes on (part of it is done)" in said
     assert "round" not in said
+    assert json.loads(ledger[4])["filter"] == "duplicate"
     assert len((out / "candidates.jsonl").read_text().splitlines()) == 8
 
 
@@ -190,8 +191,7 @@ def test_a_full_disk_loses_nothing(
         patch.setattr("engine.files.os.fsync", full)
         assert run(task, out) == 2
     error = capfd.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ")
-    assert "No space left on device; free some space" in error
+    assert error.startswith(f"error: {out}: No space left on device; free some space")
     assert run(task, out) == 0
     assert results(out) == results(tmp_path / "whole")
 

@@ -52,6 +52,8 @@ def test_killed_anywhere_and_started_again_it_ends_the_same(tmp_path: Path) -> N
     names = ("candidates.jsonl", "dataset.jsonl", "held_out.jsonl", "expert.json")
     assert results(out, names) == results(whole, names)
     assert _scores(out) == _scores(whole)
+    assert not list(out.rglob("*.tmp"))
+    assert not (out / "unfinished").exists()
 
 
 def _ledger(out: Path) -> list[str]:

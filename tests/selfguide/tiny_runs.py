@@ -13,8 +13,8 @@ from typing import Any
 from selfguide.run import main
 from tests.selfguide.method import tiny
 
-# A random model's texts pass no filter, and its labels all look alike.
-_LENIENT = ("--filters", "", "--pairs", "8", "--at-least", "1", "--round-size", "8")
+# A random model invents little of use: the tasks bring inputs of their own, and filters are few.
+_LENIENT = ("--filters", "duplicate", "--pairs", "8", "--at-least", "1", "--round-size", "8")
 _SMALL = ("--max-candidates", "32", "--votes", "2", "--epochs", "2", "--batch-size", "4")
 _TASK = {
     "name": "shout",
@@ -24,15 +24,22 @@ _TASK = {
         {"input": "a blue one", "output": "A BLUE ONE"},
     ],
     "eval_file": "shout.eval.jsonl",
+    "inputs_file": "inputs.txt",
 }
 COLOURS = ("green", "grey", "pink", "black", "white", "brown")
+_THINGS = [
+    *("lamp", "desk", "fork", "moon", "rain", "door", "shoe", "book", "tree", "fish", "road"),
+    *("wind", "hill", "salt", "milk", "bird", "star", "rope", "boat", "leaf", "sand", "coat"),
+    "ring",
+]
 
 
 def task_file(folder: Path, **changes: Any) -> Path:
-    """A free-text task with six evaluation rows; `changes` replace its keys."""
+    """A free-text task with 24 inputs and six evaluation rows; `changes` replace its keys."""
     rows = [{"input": f"one {c}", "output": f"ONE {c.upper()}"} for c in COLOURS]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "shout.eval.jsonl").write_text(lines, encoding="utf-8")
+    _write_inputs(folder)
     path = folder / "shout.json"
     path.write_text(json.dumps({**_TASK, **changes}), encoding="utf-8")
     return path
@@ -43,6 +50,7 @@ def labelled_task_file(folder: Path) -> Path:
     rows = [{"input": f"one {c}", "output": "long" if len(c) > 4 else "short"} for c in COLOURS]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "length.eval.jsonl").write_text(lines, encoding="utf-8")
+    _write_inputs(folder)
     task = {
         "name": "length",
         "instruction": "Is the colour's name long or short?",
@@ -52,10 +60,17 @@ def labelled_task_file(folder: Path) -> Path:
             {"input": "one purple", "output": "long"},
         ],
         "eval_file": "length.eval.jsonl",
+        "inputs_file": "inputs.txt",
     }
     path = folder / "length.json"
     path.write_text(json.dumps(task), encoding="utf-8")
     return path
+
+
+def _write_inputs(folder: Path) -> None:
+    """The fifth is like the third, for the filter of duplicates."""
+    inputs = [*_THINGS[:4], f"{_THINGS[2].upper()}!", *_THINGS[4:]]
+    (folder / "inputs.txt").write_text("\n".join(inputs), encoding="utf-8")
 
 
 def arguments(task: Path, out: Path, *more: str) -> list[str]:
