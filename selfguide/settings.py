@@ -11,7 +11,16 @@ from selfguide.setting_values import parse_value
 
 Stage = Literal["run", "synthesis", "finetune", "evaluate"]
 
-FILTERS = ("noise", "shape", "length", "duplicate", "copy", "agreement", "round_trip")
+FILTERS = (
+    "noise",
+    "shape",
+    "length",
+    "duplicate",
+    "copy",
+    "overlap",
+    "agreement",
+    "round_trip",
+)
 """Every filter, in the order in which they judge."""
 
 
@@ -48,8 +57,11 @@ class Settings:
     out: str | None = _key(None, "run", "run folder; default: runs/NAME")
     seed: int = _key(0, "synthesis", "decides every random choice", low=0, high=2**63 - 1)
 
-    generator: Literal["record", "meta"] = _key(
-        "record", "synthesis", "how inputs are invented: record continuation, or the paper's prompt"
+    generator: Literal["record", "reverse", "meta"] = _key(
+        "record",
+        "synthesis",
+        "how inputs are invented: record continuation; in reverse, for invented outputs (free text "
+        "by default); or the paper's prompt",
     )
     pairs: int = _key(64, "synthesis", "training pairs wanted", low=1)
     at_least: int = _key(12, "synthesis", "fewer pairs than this end the run (exit code 3)", low=1)
@@ -139,7 +151,7 @@ def recipe(name: str, *, classification: bool) -> dict[str, Any]:
     if name not in RECIPES:
         raise UserError(f"recipe: {name} is none of {', '.join(RECIPES)}{nearest(name, RECIPES)}")
     if name == "default":
-        return {}
+        return {} if classification else {"generator": "reverse", "prompt": "few_shot"}
     return {**_PAPER, "temperature": 0.6 if classification else 1.0}
 
 

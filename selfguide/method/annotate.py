@@ -11,6 +11,7 @@ from engine import SamplingParams
 from engine.seeds import mix
 from selfguide.method.answering import Answerer, OnProgress, Scores, label_bias
 from selfguide.method.pairs import Candidate
+from selfguide.method.reverse import confirm
 from selfguide.metrics.parse import parse_label
 from selfguide.metrics.rouge import similarity
 from selfguide.prompts import Asking
@@ -38,7 +39,10 @@ class Annotator:
         if not candidates:
             return
         if self.kind == "vote":
-            self._vote(candidates, progress)
+            labelled = self.answerer.task.is_classification
+            reverse = [c for c in candidates if c.source == "reverse" and not labelled]
+            confirm(self.answerer, reverse, self._asking, progress)
+            self._vote([c for c in candidates if c not in reverse], progress)
             return
         inputs = [candidate.input for candidate in candidates]
         if self.kind == "channel":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import mean, stdev
 
+from selfguide.method.overlap import Overlap
 from selfguide.method.pairs import Candidate
 from selfguide.method.shape import Shape
 from selfguide.metrics.rouge import similarity
@@ -51,6 +52,14 @@ class Context:
     @cached_property
     def shape(self) -> Shape:
         return Shape.of([example.input for example in self.task.examples])
+
+    @cached_property
+    def output_shape(self) -> Shape:
+        return Shape.of([example.output for example in self.task.examples])
+
+    @cached_property
+    def overlap(self) -> Overlap:
+        return Overlap.of(self.task.examples)
 
     @cached_property
     def noisy_example(self) -> bool:
@@ -106,6 +115,19 @@ def no_output(candidate: Candidate, context: Context) -> str | None:
     return None if candidate.output else "the annotator gave no usable output"
 
 
+def output_shape(candidate: Candidate, context: Context) -> str | None:
+    if context.task.is_classification:
+        return None
+    misfit = context.output_shape.misfit(candidate.output or "")
+    return f"the output {misfit}" if misfit else None
+
+
+def overlap(candidate: Candidate, context: Context) -> str | None:
+    if context.task.is_classification:
+        return None
+    return context.overlap.misfit(candidate.input, candidate.output or "")
+
+
 def output_length(candidate: Candidate, context: Context) -> str | None:
     if context.task.is_classification:
         return None
@@ -145,8 +167,10 @@ INPUT_FILTERS: Mapping[str, Sequence[Filter]] = {
 }
 OUTPUT_FILTERS: Mapping[str, Sequence[Filter]] = {
     "annotation": (no_output,),
+    "shape": (output_shape,),
     "length": (output_length,),
     "copy": (copy,),
+    "overlap": (overlap,),
     "agreement": (agreement,),
     "round_trip": (round_trip,),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from engine import SamplingParams
 from engine.seeds import mix
 from selfguide.method.answering import Answerer, OnProgress
 from selfguide.method.pairs import Candidate
+from selfguide.method.reverse import Writer
 from selfguide.method.shape import Shape
 from selfguide.settings import Settings
 from selfguide.tasks import Example
@@ -53,10 +55,18 @@ class Inventor:
             )
             for place, label in enumerate(asked)
         ]
-        prompts = [self._prompt(candidate, earlier) for candidate in candidates]
-        params = [self._params(candidate) for candidate in candidates]
-        drawn = self.answerer.llm.generate(prompts, params, None, progress)
-        for candidate, completion in zip(candidates, drawn, strict=True):
+        shown = [self._shown(candidate, earlier) for candidate in candidates]
+        adapter: str | None = None
+        if self._reverse:
+            self._writer.ask(candidates, [self._records(each) for each in shown], progress)
+            adapter = self._writer.adapter
+            shown = [[] for _ in candidates]
+        pairs = zip(candidates, shown, strict=True)
+        waiting = [(each, seen) for each, seen in pairs if each.filter is None]
+        prompts = [self._prompt(candidate, seen) for candidate, seen in waiting]
+        params = [self._params(candidate) for candidate, _ in waiting]
+        drawn = self.answerer.llm.generate(prompts, params, adapter, progress)
+        for (candidate, _), completion in zip(waiting, drawn, strict=True):
             candidate.input = f"{self._start}{completion.text}".strip()
             if completion.error:
                 candidate.drop("length", completion.error)
@@ -72,19 +82,34 @@ class Inventor:
 
     @property
     def _start(self) -> str:
-        return self._shape.start if self.settings.generator == "record" else ""
+        return self._shape.start if self.settings.generator != "meta" else ""
 
-    def _prompt(self, candidate: Candidate, earlier: Sequence[Candidate]) -> str:
+    @property
+    def _reverse(self) -> bool:
+        """Labels are asked for as they are: only outputs in free text have to be invented."""
+        return self.settings.generator == "reverse" and not self.answerer.task.is_classification
+
+    @cached_property
+    def _writer(self) -> Writer:
+        return Writer(self.answerer, self.settings)
+
+    def _shown(self, candidate: Candidate, earlier: Sequence[Candidate]) -> list[Candidate]:
+        """A few earlier candidates, others for each one."""
         random = np.random.default_rng(candidate.seed)
         count = min(len(earlier), int(random.integers(1, _EARLIER + 1)))
         picked = random.choice(len(earlier), count, replace=False) if count else ()
-        shown = [earlier[index] for index in picked]
+        return [earlier[int(index)] for index in picked]
+
+    def _records(self, shown: Sequence[Candidate]) -> list[Example]:
+        return [Example(each.input, each.output) for each in shown if each.output]
+
+    def _prompt(self, candidate: Candidate, shown: Sequence[Candidate]) -> str:
         prompts, examples = self.answerer.prompts, self.answerer.task.examples
         if self.settings.generator == "meta":
-            inputs = [each.input for each in (*examples, *shown)]
+            inputs = [e.input for e in examples] + [c.input for c in shown]
             return prompts.meta(inputs, candidate.asked)
-        records = [Example(each.input, each.output) for each in shown if each.output]
-        return prompts.record([*examples, *records], candidate.asked, self._start)
+        records = [*examples, *self._records(shown)]
+        return prompts.record(records, candidate.asked, self._start)
 
     def _params(self, candidate: Candidate) -> SamplingParams:
         longest = max(self.answerer.count(e.input) for e in self.answerer.task.examples)
@@ -100,5 +125,5 @@ class Inventor:
     @property
     def _stop(self) -> tuple[str, ...]:
         """What ends a record's input: its line, its paragraph, or the next record."""
-        ends = {"one": ("\n",), "several": ("\n\n", "\nOutput:", "\nInput:")}
-        return ends.get(self._shape.lines, ("\nOutput:", "\nInput:"))
+        ends = {"one": ("\n",), "several": ("\n\n", "\nOutput:", "\nInput")}
+        return ends.get(self._shape.lines, ("\nOutput:", "\nInput"))

@@ -15,7 +15,7 @@ class Candidate:
         round: of synthesis, counted from 0.
         source: the generator, or "user".
         input: its text, stripped.
-        asked: the label it was asked for; None without labels or for the user's own.
+        asked: the label, or in reverse the invented output, that it was asked for; else None.
         seed: of its sampling.
         output: what annotation gave; None if a filter took the input before.
         scores: log p(label | input) over the labels, as the annotator gave them, bias included.
@@ -27,7 +27,7 @@ class Candidate:
 
     id: int
     round: int
-    source: Literal["record", "meta", "user"]
+    source: Literal["record", "reverse", "meta", "user"]
     input: str
     asked: str | None
     seed: int

@@ -83,19 +83,26 @@ class Prompts:
         """The prompt whose continuation is a new input.
 
         Args:
-            records: shown before; with labels their outputs stand first.
-            asked: the label that the new input shall have; None without labels.
+            records: shown before, those with the label that is asked for last.
+            asked: the label or output that the new input shall lead to; None for any.
             start: how every input of this task begins.
         """
-        words = [Example(r.input, self.words(r.output)) for r in records]
+        labelled = asked is not None and self.task.is_classification
+        if labelled:
+            records = sorted(records, key=lambda record: record.output == asked)
+        words = [Example(r.input, self._described(r.output)) for r in records]
         text = self._render(
             "record",
             instruction=self.task.instruction,
             records=words,
-            labelled=asked is not None,
-            asked=self.words(asked) if asked else None,
+            labelled=labelled,
+            asked=self._described(asked) if asked else None,
         )
         return f"{text} {start}" if start else text
+
+    def output(self, records: Sequence[Example]) -> str:
+        """The prompt whose continuation is a new output, for which `record` then asks an input."""
+        return self._render("output", instruction=self.task.instruction, records=records)
 
     def meta(self, inputs: Sequence[str], asked: str | None) -> str:
         """The paper's request for a new input, as a user's turn in the model's own chat format."""
@@ -105,6 +112,11 @@ class Prompts:
     def words(self, label: str) -> str:
         """What a label means, in words; an output that is not a label stays as it is."""
         return self.task.labels.get(label, label)
+
+    def _described(self, label: str) -> str:
+        """A label and what it means; an output that is not a label stays as it is."""
+        words = self.words(label)
+        return label if words == label else f"{label}: {words}"
 
     @property
     def fingerprint(self) -> str:

@@ -82,7 +82,7 @@ def test_values_take_their_types(key: str, value: Any, expected: Any) -> None:
         ("example_weight", "inf", "expected a number from 0; got 'inf'"),
         ("limit", "all", "expected a whole number from 1, or none; got 'all'"),
         ("device", "gpu", "expected cpu, cuda or cuda:N, or none; got 'gpu'"),
-        ("generator", "recrod", "one of record, meta; got 'recrod' (did you mean record?)"),
+        ("generator", "recrod", "one of record, reverse, meta; got 'recrod'"),
         ("filters", "noise,lenght", "got 'noise,lenght' (did you mean length?)"),
         ("filters", 3, "expected some of noise"),
         ("model", " ", "expected text"),

@@ -118,8 +118,8 @@ def test_preview_shows_the_first_candidates_of_the_run() -> None:
     assert [each.input for each in shown] == [each.input for each in made.candidates[:5]]
 
 
-@pytest.mark.parametrize("generator", ["record", "meta"])
-def test_both_generators_write_inputs(generator: str) -> None:
+@pytest.mark.parametrize("generator", ["record", "reverse", "meta"])
+def test_every_generator_writes_inputs(generator: str) -> None:
     made, _ = run(settings=replace(LOOSE, generator=generator))  # type: ignore[arg-type]
     assert {each.source for each in made.candidates} == {generator}
     assert any(each.input for each in made.candidates)

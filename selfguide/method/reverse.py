@@ -1,0 +1,111 @@
+"""Free text the other way round: outputs are invented first, then inputs that would lead to them.
+
+As in back-translation (arXiv 1511.06709) the side that is learnt to be written is then the model's
+own plain text, and what is flawed ends up in the input, where it does less harm. A bare model
+copies the output instead, so a small adapter learns from the task's examples to write inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import exp
+from statistics import mean
+from typing import cast
+
+from engine import LoraConfig, SamplingParams, Scored, TrainConfig, TrainExample
+from engine.seeds import mix
+from selfguide.method.answering import Answerer, OnProgress
+from selfguide.method.pairs import Candidate
+from selfguide.prompts import Asking
+from selfguide.settings import Settings
+from selfguide.tasks import Example
+
+ADAPTER = "writer"
+
+_EPOCHS = 20  # usable pairs of 128 in a rewriting task, default model: 2 after 8, 14 after 20
+_OUTPUT = 3  # a salt: outputs do not repeat the numbers that their inputs are drawn with
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Invents outputs, and knows the adapter that writes inputs for them."""
+
+    answerer: Answerer
+    settings: Settings
+
+    @cached_property
+    def adapter(self) -> str:
+        """Trains it, in seconds: each example's input after its output, the others shown before."""
+        adapters, examples = self.answerer.llm.adapters, self.answerer.task.examples
+        if ADAPTER in adapters:
+            adapters.drop(ADAPTER)
+        lora = LoraConfig(rank=self.settings.rank, alpha=self.settings.alpha)
+        adapters.new(ADAPTER, lora, seed=self.settings.seed)
+        record = self.answerer.prompts.record
+        lessons = [
+            TrainExample(record([e for e in examples if e is not own], own.output), f" {own.input}")
+            for own in examples
+        ]
+        config = TrainConfig(
+            epochs=_EPOCHS,
+            batch_size=self.settings.batch_size,
+            lr=self.settings.lr,
+            seed=self.settings.seed,
+        )
+        self.answerer.llm.train(lessons, config, adapter=ADAPTER)
+        return ADAPTER
+
+    def ask(
+        self,
+        candidates: Sequence[Candidate],
+        earlier: Sequence[Sequence[Example]],
+        progress: OnProgress = None,
+    ) -> None:
+        """Invents an output for each candidate and notes it as what its input is asked for.
+
+        Args:
+            candidates: without inputs yet.
+            earlier: records that each of them may see besides the task's examples.
+            progress: called as outputs are finished.
+        """
+        prompts, examples = self.answerer.prompts, self.answerer.task.examples
+        texts = [prompts.output([*examples, *shown]) for shown in earlier]
+        params = [self._params(candidate) for candidate in candidates]
+        drawn = self.answerer.llm.generate(texts, params, None, progress)
+        for candidate, completion in zip(candidates, drawn, strict=True):
+            candidate.asked = completion.text.strip()
+            if completion.error:
+                candidate.drop("length", completion.error)
+            elif not candidate.asked or completion.finish_reason == "length":
+                candidate.drop("length", "no output to write an input for")
+
+    def _params(self, candidate: Candidate) -> SamplingParams:
+        longest = max(self.answerer.count(e.output) for e in self.answerer.task.examples)
+        return SamplingParams(
+            temperature=self.settings.temperature,
+            top_p=self.settings.top_p,
+            top_k=self.settings.top_k,
+            max_tokens=16 + 2 * longest,
+            stop=(*self.answerer.prompts.stop, "\nInput:"),
+            seed=mix(candidate.seed, _OUTPUT),
+        )
+
+
+def confirm(
+    answerer: Answerer, candidates: Sequence[Candidate], asking: Asking, progress: OnProgress = None
+) -> None:
+    """Gives candidates the outputs they were asked for.
+
+    The agreement is the probability of an output's token, in geometric mean, when the model is
+    asked the usual way round.
+    """
+    if not candidates:
+        return
+    prompts = [answerer.prompts.answer(each.input, asking) for each in candidates]
+    outputs = [answerer.prompts.completion(each.asked or "", asking) for each in candidates]
+    scores = cast("list[Scored]", answerer.llm.score(prompts, outputs, asking.adapter, progress))
+    for candidate, scored in zip(candidates, scores, strict=True):
+        candidate.output = None if scored.error else candidate.asked
+        candidate.agreement = 0.0 if scored.error else exp(mean(scored.token_logprobs))
