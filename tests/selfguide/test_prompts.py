@@ -64,11 +64,13 @@ def test_examples_may_be_replaced(prompts: Prompts) -> None:
     assert "Lovely" not in text
 
 
-def test_records_put_labels_first_and_in_words(prompts: Prompts) -> None:
-    assert prompts.record(TASK.examples[:1], "bad") == (
+def test_records_name_and_explain_labels_and_end_with_the_one_asked_for(prompts: Prompts) -> None:
+    records = [Example("Odd.", "bad"), Example("Lovely soup.", "good")]
+    assert prompts.record(records, "bad") == (
         "Say if the review is good or bad.\n\n"
-        "Output: happy\nInput: Lovely soup.\n\n"
-        "Output: unhappy\nInput:"
+        "Input (good: happy): Lovely soup.\n\n"
+        "Input (bad: unhappy): Odd.\n\n"
+        "Input (bad: unhappy):"
     )
 
 
