@@ -64,7 +64,7 @@ class Settings:
         "by default); or the paper's prompt",
     )
     pairs: int = _key(64, "synthesis", "training pairs wanted", low=1)
-    at_least: int = _key(12, "synthesis", "fewer pairs than this end the run (exit code 3)", low=1)
+    at_least: int = _key(12, "synthesis", "fewer pairs than this end the run (exit code 3)", low=0)
     max_candidates: int = _key(640, "synthesis", "inputs to try at most", low=1)
     round_size: int = _key(64, "synthesis", "inputs tried in one round", low=1)
     temperature: float = _key(0.8, "synthesis", "of invented inputs", low=0, high=10)
