@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -25,6 +26,9 @@ def ended(work: Callable[[], None], resume: Sequence[str]) -> int:
         work: a command's.
         resume: the command that goes on after an interruption; empty if there is nothing to go on.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no character is worth a traceback
+            stream.reconfigure(errors="replace")
     try:
         with disk_trouble_told(Path.cwd()):
             work()

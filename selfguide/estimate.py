@@ -56,7 +56,7 @@ def estimate(answerer: Answerer, settings: Settings) -> Estimate:
     with Stopwatch() as watch:
         candidate = _seconds(lambda: preview(answerer, settings, _SAMPLE, Silent())) / _SAMPLE
         evaluation = _evaluation(answerer, settings)
-        pair = _pair(answerer, settings)
+    pair = _pair(answerer, settings)
     pairs = settings.pairs + len(answerer.task.examples)
     return Estimate(
         least=candidate * min(settings.pairs, settings.max_candidates),

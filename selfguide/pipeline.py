@@ -152,7 +152,8 @@ class Pipeline:
             return read_candidates(ledger)
         record = self.folder.manifest().stage("synthesis") or {}
         same = record.get("ledger") == self.shapes.ledger.fingerprint
-        return read_candidates(self.folder.candidates) if same else []
+        published = self.folder.candidates
+        return read_candidates(published) if same and published.exists() else []
 
     def _give_up(self, ledger: Path, values: dict[str, Any]) -> None:
         """Leaves the ledger for the report, and nothing that belongs to other pairs."""

@@ -113,8 +113,9 @@ class Plan:
                 self._refuse()
             return Step("synthesis", "reuse", "dataset.jsonl was edited by hand")
         place = self.folder.workplace("synthesis", self.shapes.ledger.fingerprint)
-        same_ledger = record.get("ledger") == self.shapes.ledger.fingerprint
-        partial = (place / self.folder.candidates.name).exists() or same_ledger
+        same = record.get("ledger") == self.shapes.ledger.fingerprint
+        ledger = self.folder.candidates
+        partial = (place / ledger.name).exists() or (same and ledger.exists())
         return self._step("synthesis", self.shapes.synthesis, resumable=partial)
 
     def finetune(self) -> Step:

@@ -17,6 +17,7 @@ from selfguide.ending import disk_trouble_told, ended
 from selfguide.errors import UserError
 from selfguide.estimate import show_plan
 from selfguide.folder.run_folder import RunFolder
+from selfguide.method.answering import Answerer
 from selfguide.method.synthesis import preview
 from selfguide.options import Options, Resume, parse_options, read_run_file
 from selfguide.pipeline import Pipeline, prepare
@@ -54,20 +55,23 @@ def _resuming(given: Sequence[str]) -> list[str]:
 
 def _work(options: Options, command: list[str], console: Console) -> None:
     task, settings, notes = _read(options)
-    for note in notes:
-        console.say(note)
+
+    def prepared() -> Answerer:
+        for note in notes:
+            console.say(note)
+        return prepare(task, settings, console)
+
     if options.preview is not None:
-        answerer = prepare(task, settings, console)
-        found = preview(answerer, settings, options.preview, console)
+        found = preview(prepared(), settings, options.preview, console)
         show_candidates(found, as_json=options.as_json)
         return
     folder = RunFolder(Path(settings.out or Path("runs") / task.name))
     if options.dry_run:
-        show_plan(prepare(task, settings, console), settings, folder)
+        show_plan(prepared(), settings, folder)
         return
     _start_as_asked(folder, options.resume, console)
     with disk_trouble_told(folder.path), folder.lock(), console.logging(folder.log):
-        pipeline = Pipeline(prepare(task, settings, console), settings, folder, console)
+        pipeline = Pipeline(prepared(), settings, folder, console)
         if options.resume == "always":
             _insist(pipeline, folder)
         metrics = pipeline.run(command)

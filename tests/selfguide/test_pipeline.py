@@ -133,6 +133,17 @@ def test_pairs_edited_by_hand_are_respected_and_recorded(
     assert json.loads((out / "manifest.json").read_text())["dataset_edited"] is False
 
 
+@pytest.mark.parametrize("gone", [("dataset.jsonl",), ("dataset.jsonl", "candidates.jsonl")])
+def test_results_that_were_removed_are_made_again(tmp_path: Path, gone: tuple[str, ...]) -> None:
+    task, out = task_file(tmp_path), tmp_path / "run"
+    assert run(task, out) == 0
+    before = results(out)
+    for name in gone:
+        (out / name).unlink()
+    assert run(task, out) == 0
+    assert results(out) == before
+
+
 def test_a_slip_in_edited_pairs_names_the_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
