@@ -142,6 +142,6 @@ def show_plan(answerer: Answerer, settings: Settings, folder: RunFolder) -> None
     terminal.print(f"run folder: {escape(str(folder.path))}")
     terminal.print(table)
     terminal.print(
-        f"memory: about {guess.loaded:.0f} MiB for answering, {guess.training:.0f} MiB for "
+        f"memory: about {guess.loaded:.0f} MiB for answering, up to {guess.training:.0f} MiB for "
         "training; measured on a few rows, so times may be off by a factor of two"
     )
