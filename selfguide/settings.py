@@ -71,8 +71,11 @@ class Settings:
     top_p: float = _key(0.95, "synthesis", "of invented inputs", low=0.01, high=1)
     top_k: int = _key(0, "synthesis", "of invented inputs; 0 keeps all", low=0)
 
-    annotator: Literal["auto", "direct", "bias_removed", "channel", "vote"] = _key(
-        "auto", "synthesis", "how outputs are found; auto: bias_removed with labels, else vote"
+    annotator: Literal["auto", "direct", "bias_removed", "channel", "both", "vote"] = _key(
+        "auto",
+        "synthesis",
+        "how outputs are found; both: direct and channel, biases removed, on one scale; auto: both "
+        "with labels, else vote",
     )
     votes: int = _key(10, "synthesis", "samples that vote on an output", low=1)
     vote_temperature: float = _key(0.2, "synthesis", "of voting samples", low=0, high=10)

@@ -17,6 +17,7 @@ from selfguide.metrics.rouge import similarity
 from selfguide.prompts import Asking
 from selfguide.settings import Settings
 
+_CHANNEL = 0.5  # weight of p(input | label) beside p(label | input), both of spread one
 _VOTING = 1  # a salt: votes do not repeat the numbers that the input was drawn with
 
 
@@ -29,10 +30,10 @@ class Annotator:
 
     @property
     def kind(self) -> str:
-        """direct, bias_removed, channel or vote."""
+        """direct, bias_removed, channel, both or vote."""
         if self.settings.annotator != "auto":
             return self.settings.annotator
-        return "bias_removed" if self.answerer.task.is_classification else "vote"
+        return "both" if self.answerer.task.is_classification else "vote"
 
     def annotate(self, candidates: Sequence[Candidate], progress: OnProgress = None) -> None:
         """Notes scores of labels, or the votes' winner and its agreement, in `candidates`."""
@@ -49,9 +50,16 @@ class Annotator:
             scores = self.answerer.channel_scores(inputs, progress=progress)
         else:
             scores = self.answerer.label_scores(inputs, self._asking, progress)
+        for candidate, row in zip(candidates, self._by_label(scores), strict=True):
+            candidate.scores = row
+        if self.kind == "both":
+            scores = self.answerer.channel_scores(inputs, progress=progress)
+            for candidate, row in zip(candidates, self._by_label(scores), strict=True):
+                candidate.channel = row
+
+    def _by_label(self, scores: Scores) -> list[dict[str, float]]:
         labels = list(self.answerer.task.labels)
-        for candidate, row in zip(candidates, scores, strict=True):
-            candidate.scores = dict(zip(labels, map(float, row), strict=True))
+        return [dict(zip(labels, map(float, row), strict=True)) for row in scores]
 
     def decide(self, candidates: Sequence[Candidate]) -> None:
         """Turns all scores so far into outputs: the likeliest label, label bias removed or not."""
@@ -59,9 +67,16 @@ class Annotator:
         if not scored:
             return
         labels = list(self.answerer.task.labels)
+        asked = [each.asked for each in scored]
         scores = scores_of(scored, labels)
         if self.kind != "direct":
-            scores -= label_bias(scores, [each.asked for each in scored])
+            scores -= label_bias(scores, asked)
+        if self.kind == "both":
+            channel = np.array(
+                [[(each.channel or {})[label] for label in labels] for each in scored]
+            )
+            channel -= label_bias(channel, asked)
+            scores = scores / _spread(scores) + _CHANNEL * channel / _spread(channel)
         for candidate, row in zip(scored, scores, strict=True):
             best = int(row.argmax())
             candidate.output = labels[best]
@@ -86,6 +101,11 @@ class Annotator:
             if labels:
                 texts = [parse_label(text, labels) or "" for text in texts]
             candidate.output, candidate.agreement = elect(texts, exact=bool(labels))
+
+
+def _spread(scores: Scores) -> float:
+    """Standard deviation over inputs and labels; 1 where nothing varies."""
+    return float(scores.std()) or 1.0
 
 
 def scores_of(candidates: Sequence[Candidate], labels: Sequence[str]) -> Scores:

@@ -19,6 +19,7 @@ class Candidate:
         seed: of its sampling.
         output: what annotation gave; None if a filter took the input before.
         scores: log p(label | input) over the labels, as the annotator gave them, bias included.
+        channel: the same from p(input | label), where the annotator weighs both.
         agreement: share of the votes, or mean similarity of the chosen output to the others.
         kept: whether it is trained on or held out.
         filter: name of the filter that took it.
@@ -33,6 +34,7 @@ class Candidate:
     seed: int
     output: str | None = None
     scores: dict[str, float] | None = None
+    channel: dict[str, float] | None = None
     agreement: float | None = None
     kept: bool = False
     filter: str | None = None

@@ -45,7 +45,7 @@ def test_removing_the_bias_ranks_inputs_against_each_other() -> None:
         Candidate(i, 0, "record", f"text {i}", asked, 0, scores={"good": high, "bad": low})
         for i, (asked, high, low) in enumerate([("good", -0.1, -3.0), ("bad", -0.4, -1.0)])
     ]
-    Annotator(answerer(), Settings()).decide(rows)
+    Annotator(answerer(), Settings(annotator="bias_removed")).decide(rows)
     assert [row.output for row in rows] == ["good", "bad"]
     Annotator(answerer(), Settings(annotator="direct")).decide(rows)
     assert [row.output for row in rows] == ["good", "good"]
@@ -76,6 +76,20 @@ def test_channel_scores_weigh_the_input_under_each_label() -> None:
     scores = answerer().channel_scores(["It was fine.", "Cold soup."])
     assert scores.shape == (2, 2)
     assert np.exp(scores).sum(axis=1) == pytest.approx([1.0, 1.0])
+
+
+def test_direct_and_channel_are_weighed_on_one_scale() -> None:
+    asker = answerer()
+    rows = [Candidate(i, 0, "record", text, None, 0) for i, text in enumerate(("Fine.", "Cold."))]
+    annotator = Annotator(asker, Settings())
+    annotator.annotate(rows)
+    assert list((rows[0].channel or {}).values()) == pytest.approx(
+        list(asker.channel_scores(["Fine."])[0]), abs=1e-5
+    )
+    for row, direct, channel in zip(rows, (0.1, -0.1), (-90.0, 90.0), strict=True):
+        row.scores, row.channel = {"good": direct, "bad": 0.0}, {"good": channel, "bad": 0.0}
+    annotator.decide(rows)
+    assert [row.output for row in rows] == ["good", "bad"]
 
 
 def test_greedy_answers_end_at_the_stop() -> None:
