@@ -15,6 +15,7 @@ _CLASSES = {
     "few_shot_labels": "label scores",
     "few_shot_bias_removed": "bias removed",
     "few_shot_channel": "channel",
+    "few_shot_both": "labels and channel",
     "examples_only": "examples only",
     "examples_only_bias_removed": "examples only, bias removed",
     "expert_direct": "expert",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from engine import SamplingParams
 from engine.seeds import mix
-from selfguide.method.answering import Answerer, OnProgress, Scores, label_bias
+from selfguide.method.answering import Answerer, OnProgress, Scale, Scores, both
 from selfguide.method.pairs import Candidate
 from selfguide.method.reverse import confirm
 from selfguide.metrics.parse import parse_label
@@ -17,7 +17,6 @@ from selfguide.metrics.rouge import similarity
 from selfguide.prompts import Asking
 from selfguide.settings import Settings
 
-_CHANNEL = 0.5  # weight of p(input | label) beside p(label | input), both of spread one
 _VOTING = 1  # a salt: votes do not repeat the numbers that the input was drawn with
 
 
@@ -67,20 +66,23 @@ class Annotator:
         if not scored:
             return
         labels = list(self.answerer.task.labels)
-        asked = [each.asked for each in scored]
-        scores = scores_of(scored, labels)
-        if self.kind != "direct":
-            scores -= label_bias(scores, asked)
-        if self.kind == "both":
-            channel = np.array(
-                [[(each.channel or {})[label] for label in labels] for each in scored]
-            )
-            channel -= label_bias(channel, asked)
-            scores = scores / _spread(scores) + _CHANNEL * channel / _spread(channel)
+        scores = self._decisive(scored, labels)
         for candidate, row in zip(scored, scores, strict=True):
             best = int(row.argmax())
             candidate.output = labels[best]
             candidate.agreement = float(np.exp(row[best]) / np.exp(row).sum())
+
+    def _decisive(self, scored: Sequence[Candidate], labels: Sequence[str]) -> Scores:
+        """The scores that labels are chosen by: `[candidates, labels]`."""
+        asked = [each.asked for each in scored]
+        scores = scores_of([each.scores for each in scored], labels)
+        if self.kind == "direct":
+            return scores
+        scale = Scale.of(scores, asked)
+        if self.kind != "both":
+            return scores - scale.bias
+        channel = scores_of([each.channel for each in scored], labels)
+        return both(scale.apply(scores), Scale.of(channel, asked).apply(channel))
 
     @property
     def _asking(self) -> Asking:
@@ -103,15 +105,10 @@ class Annotator:
             candidate.output, candidate.agreement = elect(texts, exact=bool(labels))
 
 
-def _spread(scores: Scores) -> float:
-    """Standard deviation over inputs and labels; 1 where nothing varies."""
-    return float(scores.std()) or 1.0
-
-
-def scores_of(candidates: Sequence[Candidate], labels: Sequence[str]) -> Scores:
-    """The raw scores of annotated candidates: `[candidates, labels]`."""
-    rows = [[(each.scores or {})[label] for label in labels] for each in candidates]
-    return np.array(rows, np.float64).reshape(len(rows), len(labels))
+def scores_of(rows: Sequence[Mapping[str, float] | None], labels: Sequence[str]) -> Scores:
+    """Scores as the ledger keeps them in an array: `[rows, labels]`."""
+    values = [[(row or {})[label] for label in labels] for row in rows]
+    return np.array(values, np.float64).reshape(len(values), len(labels))
 
 
 def elect(texts: Sequence[str], *, exact: bool) -> tuple[str | None, float]:

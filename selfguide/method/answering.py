@@ -19,6 +19,8 @@ Scores = NDArray[np.float64]
 Decision = Literal["greedy", "direct", "bias_removed", "channel"]
 OnProgress = Callable[[Progress], None] | None
 
+_CHANNEL_WEIGHT = 0.5  # of p(input | label) beside p(label | input), both of spread one
+
 
 @dataclass(frozen=True)
 class Answerer:
@@ -128,6 +130,34 @@ def log_softmax(scores: Scores) -> Scores:
     """Rows normalised to log-probabilities."""
     shifted = scores - scores.max(axis=1, keepdims=True, initial=-np.inf)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How scores lie over unlabelled inputs, so that others can be put beside them.
+
+    Attributes:
+        bias: `[labels]`, see `label_bias`.
+        spread: standard deviation over inputs and labels once the bias is removed.
+    """
+
+    bias: Scores
+    spread: float
+
+    @classmethod
+    def of(cls, scores: Scores, asked: Sequence[str | None] | None = None) -> Scale:
+        """The scale of these scores `[inputs, labels]`."""
+        bias = label_bias(scores, asked)
+        return cls(bias, float((scores - bias).std()) or 1.0)
+
+    def apply(self, scores: Scores) -> Scores:
+        """Scores without bias, of spread one."""
+        return np.asarray((scores - self.bias) / self.spread)
+
+
+def both(direct: Scores, channel: Scores) -> Scores:
+    """Label scores and channel scores together, both on a `Scale`."""
+    return np.asarray(direct + _CHANNEL_WEIGHT * channel)
 
 
 def label_bias(scores: Scores, asked: Sequence[str | None] | None = None) -> Scores:

@@ -75,10 +75,10 @@ class Way:
         else:
             scores = answerer.label_scores(inputs, self.asking, progress)
         bias = [self.bias.get(label, 0.0) for label in labels]
-        return [_likeliest(row, labels) for row in scores - np.array(bias)]
+        return [likeliest(row, labels) for row in scores - np.array(bias)]
 
 
-def _likeliest(scores: Scores, labels: Sequence[str]) -> Answer:
+def likeliest(scores: Scores, labels: Sequence[str]) -> Answer:
     """The label of the highest score, with the softmax of all; nothing if one is not a number."""
     if np.isnan(scores).any():
         return Answer("")
@@ -86,6 +86,13 @@ def _likeliest(scores: Scores, labels: Sequence[str]) -> Answer:
     shares = (powers / powers.sum()).tolist()
     best = labels[int(scores.argmax())]
     return Answer(best, best, dict(zip(labels, shares, strict=True)))
+
+
+def draw_unlabelled(unlabelled: Unlabelled, seed: int) -> Unlabelled:
+    """At most `BIAS_INPUTS` of the inputs, in their order."""
+    count = min(len(unlabelled), BIAS_INPUTS)
+    order = sorted(random.Random(seed).sample(range(len(unlabelled)), count))
+    return [unlabelled[at] for at in order]
 
 
 def estimate_bias(
@@ -97,9 +104,7 @@ def estimate_bias(
 ) -> dict[str, float]:
     """The label bias of a way to ask, on at most `BIAS_INPUTS` inputs; {} if none is of use."""
     labels = list(answerer.task.labels)
-    count = min(len(unlabelled), BIAS_INPUTS)
-    order = sorted(random.Random(seed).sample(range(len(unlabelled)), count))
-    chosen = [unlabelled[at] for at in order]
+    chosen = draw_unlabelled(unlabelled, seed)
     scores = answerer.label_scores([text for text, _ in chosen], asking, progress)
     usable = [at for at, row in enumerate(scores) if not np.isnan(row).any()]
     if not usable:

@@ -41,19 +41,13 @@ class Writer:
         adapters, examples = self.answerer.llm.adapters, self.answerer.task.examples
         if ADAPTER in adapters:
             adapters.drop(ADAPTER)
-        lora = LoraConfig(rank=self.settings.rank, alpha=self.settings.alpha)
-        adapters.new(ADAPTER, lora, seed=self.settings.seed)
+        adapters.new(ADAPTER, LoraConfig(rank=16, alpha=32), seed=self.settings.seed)
         record = self.answerer.prompts.record
         lessons = [
             TrainExample(record([e for e in examples if e is not own], own.output), f" {own.input}")
             for own in examples
         ]
-        config = TrainConfig(
-            epochs=_EPOCHS,
-            batch_size=self.settings.batch_size,
-            lr=self.settings.lr,
-            seed=self.settings.seed,
-        )
+        config = TrainConfig(epochs=_EPOCHS, batch_size=8, lr=2e-4, seed=self.settings.seed)
         self.answerer.llm.train(lessons, config, adapter=ADAPTER)
         return ADAPTER
 

@@ -10,8 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol
 
-from selfguide.method.answering import Answerer, Decision, OnProgress
-from selfguide.method.expert import Answer, Expert, Way, estimate_bias
+from selfguide.method.answering import Answerer, Decision, OnProgress, Scale, both
+from selfguide.method.expert import (
+    Answer,
+    Expert,
+    Way,
+    draw_unlabelled,
+    estimate_bias,
+    likeliest,
+)
 from selfguide.prompts import TEMPLATES, Asking
 from selfguide.prompts.prompts import Template
 from selfguide.tasks import EvalRow, Task
@@ -71,6 +78,32 @@ class Calibrated:
     ) -> list[Answer]:
         bias = estimate_bias(answerer, self.asking, self.unlabelled, self.seed, progress)
         return Way(self.asking, "bias_removed", bias).answer(answerer, inputs, progress)
+
+
+@dataclass(frozen=True)
+class Both:
+    """Label scores and channel scores together, as the annotator of the training pairs uses them.
+
+    Their scales are found on other inputs than those answered.
+    """
+
+    asking: Asking
+    unlabelled: tuple[tuple[str, str | None], ...]
+    seed: int
+
+    def answer(
+        self, answerer: Answerer, inputs: Sequence[str], progress: OnProgress = None
+    ) -> list[Answer]:
+        known = draw_unlabelled(self.unlabelled, self.seed)
+        asked, texts = [label for _, label in known], [text for text, _ in known]
+        parts = [
+            answerer.label_scores([*texts, *inputs], self.asking, progress),
+            answerer.channel_scores([*texts, *inputs], self.asking.adapter, progress),
+        ]
+        if known:
+            count = len(known)
+            parts = [Scale.of(part[:count], asked).apply(part[count:]) for part in parts]
+        return [likeliest(row, list(answerer.task.labels)) for row in both(*parts)]
 
 
 @dataclass(frozen=True)
@@ -186,6 +219,13 @@ def _untuned(contest: Contest) -> list[System]:
             "the label after which the untuned model finds the input most probable",
             Way(shown, "channel"),
         ),
+        System(
+            "few_shot_both",
+            "Few-shot, labels and channel",
+            "untuned",
+            "both of these together, biases removed: the annotator without any training",
+            Both(shown, contest.unlabelled, contest.seed),
+        ),
     ]
 
 
@@ -257,12 +297,16 @@ def prompt_tokens(answerer: Answerer, way: Answering, inputs: Sequence[str]) -> 
     """
     if way.asking is None:
         return None
-    prompts, tokenizer = answerer.prompts, answerer.llm.tokenizer
     if isinstance(way, Way) and way.decision == "channel":
-        task = answerer.task
-        texts = [prompts.record(task.examples, label) for label in task.labels]
-        shared = sum(map(len, tokenizer.encode_batch(texts)))
-        read = sum(map(len, tokenizer.encode_batch(list(inputs), bos=False)))
-        return shared + round(len(task.labels) * read / len(inputs))
-    texts = [prompts.answer(text, way.asking) for text in inputs]
-    return round(sum(map(len, tokenizer.encode_batch(texts))) / len(texts))
+        return _channel_tokens(answerer, inputs)
+    texts = [answerer.prompts.answer(text, way.asking) for text in inputs]
+    mean = round(sum(map(len, answerer.llm.tokenizer.encode_batch(texts))) / len(texts))
+    return mean + _channel_tokens(answerer, inputs) if isinstance(way, Both) else mean
+
+
+def _channel_tokens(answerer: Answerer, inputs: Sequence[str]) -> int:
+    task, tokenizer = answerer.task, answerer.llm.tokenizer
+    texts = [answerer.prompts.record(task.examples, label) for label in task.labels]
+    shared = sum(map(len, tokenizer.encode_batch(texts)))
+    read = sum(map(len, tokenizer.encode_batch(list(inputs), bos=False)))
+    return shared + round(len(task.labels) * read / len(inputs))

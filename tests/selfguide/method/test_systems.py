@@ -62,6 +62,7 @@ def test_systems_of_a_classification_task(decision: Decision, others: list[str])
         "few_shot_labels",
         "few_shot_bias_removed",
         "few_shot_channel",
+        "few_shot_both",
         "examples_only",
         "examples_only_bias_removed",
         *others,
