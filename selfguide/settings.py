@@ -92,17 +92,20 @@ class Settings:
     prompt: Literal["zero_shot", "few_shot"] = _key(
         "zero_shot", "finetune", "the expert's own prompt: instruction alone, or with the examples"
     )
-    epochs: int = _key(3, "finetune", "passes over the training pairs", low=1)
-    lr: float = _key(2e-4, "finetune", "peak learning rate", low=1e-8, high=1)
+    epochs: int = _key(5, "finetune", "passes over the training pairs", low=1)
+    lr: float = _key(1e-3, "finetune", "peak learning rate; 5e-4 for free text", low=1e-8, high=1)
     rank: int = _key(16, "finetune", "LoRA rank", low=1)
     alpha: float = _key(32.0, "finetune", "LoRA alpha", low=0.01)
     batch_size: int = _key(8, "finetune", "pairs per optimizer step", low=1)
-    example_weight: float = _key(1.0, "finetune", "loss weight of the user's own examples", low=0)
+    example_weight: float = _key(3.0, "finetune", "loss weight of the user's own examples", low=0)
     label_smoothing: float = _key(
         0.0, "finetune", "share of the target spread over all tokens", low=0, high=0.9
     )
     patience: int | None = _key(
-        1, "finetune", "evaluations without progress before stopping", low=1
+        None,
+        "finetune",
+        "stop after so many passes without a better loss on held-out pairs; none: never",
+        low=1,
     )
     decision: Literal["auto", "direct", "bias_removed", "channel", "greedy"] = _key(
         "auto", "finetune", "how the expert answers; auto: bias_removed with labels, else greedy"
@@ -129,9 +132,12 @@ _PAPER: Mapping[str, Any] = {
     "filters": ("noise", "length", "duplicate", "agreement"),
     "prompt": "few_shot",
     "epochs": 3,
-    "patience": None,
+    "lr": 2e-4,
+    "example_weight": 1.0,
     "decision": "greedy",
 }
+
+_FREE_TEXT: Mapping[str, Any] = {"generator": "reverse", "prompt": "few_shot", "lr": 5e-4}
 
 RECIPES = ("default", "paper")
 
@@ -154,7 +160,7 @@ def recipe(name: str, *, classification: bool) -> dict[str, Any]:
     if name not in RECIPES:
         raise UserError(f"recipe: {name} is none of {', '.join(RECIPES)}{nearest(name, RECIPES)}")
     if name == "default":
-        return {} if classification else {"generator": "reverse", "prompt": "few_shot"}
+        return {} if classification else dict(_FREE_TEXT)
     return {**_PAPER, "temperature": 0.6 if classification else 1.0}
 
 

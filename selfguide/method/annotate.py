@@ -13,7 +13,7 @@ from selfguide.method.answering import Answerer, OnProgress, Scale, Scores, both
 from selfguide.method.pairs import Candidate
 from selfguide.method.reverse import confirm
 from selfguide.metrics.parse import parse_label
-from selfguide.metrics.rouge import similarity
+from selfguide.metrics.rouge import alike
 from selfguide.prompts import Asking
 from selfguide.settings import Settings
 
@@ -122,12 +122,8 @@ def elect(texts: Sequence[str], *, exact: bool) -> tuple[str | None, float]:
     if not valid:
         return None, 0.0
     support = {
-        text: sum(float(text == other) if exact else _alike(text, other) for other in valid)
+        text: sum(float(text == other) if exact else alike(text, other) for other in valid)
         for text in dict.fromkeys(valid)
     }
     best = max(support, key=lambda text: (round(support[text], 9), -len(text)))
     return best, support[best] / len(texts)
-
-
-def _alike(text: str, other: str) -> float:
-    return 1.0 if text == other else similarity(text, other)

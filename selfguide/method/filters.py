@@ -21,6 +21,7 @@ from selfguide.settings import Settings
 from selfguide.tasks import Task
 
 _TOO_ALIKE = 0.7  # ROUGE-L F from which two inputs count as the same (Self-Instruct's threshold)
+_RETURNED = 0.9  # ROUGE-L F from which an answer counts as the invented output given back
 _LEAST_SPREAD = 0.75  # least standard deviation of lengths, as a share of their mean
 _NOISE = re.compile(
     r"^(?:sure|certainly|of course|here (?:is|are)|hello|hi there|i'm sorry|i am sorry|as an ai"
@@ -154,6 +155,10 @@ def agreement(candidate: Candidate, context: Context) -> str | None:
 
 
 def round_trip(candidate: Candidate, context: Context) -> str | None:
+    if candidate.source == "reverse" and not context.task.is_classification:
+        back = candidate.agreement or 0.0
+        found = f"asked the usual way round, the model's answer is {back:.0%} like this output"
+        return None if back >= _RETURNED else found
     if candidate.asked is None or candidate.output == candidate.asked:
         return None
     return f"asked for {candidate.asked!r}, annotation says {candidate.output!r}"

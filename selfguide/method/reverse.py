@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import exp
-from statistics import mean
-from typing import cast
 
-from engine import LoraConfig, SamplingParams, Scored, TrainConfig, TrainExample
+from engine import LoraConfig, SamplingParams, TrainConfig, TrainExample
 from engine.seeds import mix
 from selfguide.method.answering import Answerer, OnProgress
 from selfguide.method.pairs import Candidate
+from selfguide.metrics.rouge import alike
 from selfguide.prompts import Asking
 from selfguide.settings import Settings
 from selfguide.tasks import Example
@@ -92,14 +90,12 @@ def confirm(
 ) -> None:
     """Gives candidates the outputs they were asked for.
 
-    The agreement is the probability of an output's token, in geometric mean, when the model is
-    asked the usual way round.
+    The agreement is the likeness (0-1) to what the model answers when it is asked the usual way
+    round: the round trip that labels make, for free text.
     """
     if not candidates:
         return
-    prompts = [answerer.prompts.answer(each.input, asking) for each in candidates]
-    outputs = [answerer.prompts.completion(each.asked or "", asking) for each in candidates]
-    scores = cast("list[Scored]", answerer.llm.score(prompts, outputs, asking.adapter, progress))
-    for candidate, scored in zip(candidates, scores, strict=True):
-        candidate.output = None if scored.error else candidate.asked
-        candidate.agreement = 0.0 if scored.error else exp(mean(scored.token_logprobs))
+    answers = answerer.greedy([each.input for each in candidates], asking, progress)
+    for candidate, answer in zip(candidates, answers, strict=True):
+        candidate.output = candidate.asked
+        candidate.agreement = alike(answer, candidate.asked or "")

@@ -94,7 +94,7 @@ def test_an_example_is_not_shown_in_its_own_prompt() -> None:
 
 
 def test_it_stops_early_by_the_held_out_pairs(tmp_path: Path) -> None:
-    settings = replace(QUICK, epochs=30, lr=3e-2)
+    settings = replace(QUICK, epochs=30, lr=3e-2, patience=1)
     held_out = [replace(p, output="odd") for p in synthetic(CLASSES, 4, 60)]
     wrong = [replace(p, output="even") for p in pairs(CLASSES, 2)]
     done = finetune(answerer(CLASSES), settings, wrong, held_out, [], tmp_path, Silent())

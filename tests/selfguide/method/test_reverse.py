@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from engine import Scored
 from selfguide.method.annotate import Annotator
 from selfguide.method.inputs import Inventor
 from selfguide.method.pairs import Candidate
 from selfguide.method.reverse import ADAPTER, Writer
+from selfguide.metrics.rouge import alike
 from selfguide.prompts import Asking
 from selfguide.settings import Settings
 from tests.selfguide.method.mood import answerer
@@ -41,19 +40,19 @@ def test_the_adapter_learns_to_write_the_examples_inputs() -> None:
         return scored.logprob
 
     before = likely(None)
-    assert likely(Writer(asks, replace(Settings(), lr=1e-2)).adapter) > before + 1
+    assert likely(Writer(asks, Settings()).adapter) > before + 0.1
 
 
-def test_the_asked_output_is_kept_with_its_tokens_mean_probability() -> None:
+def test_the_asked_output_is_kept_and_compared_with_the_models_answer() -> None:
     asks = answerer(FREE)
-    candidate = Candidate(0, 0, "reverse", "one two", "three", 1)
-    Annotator(asks, REVERSE).annotate([candidate])
-    prompt = asks.prompts.answer("one two", Asking())
-    scored = asks.llm.score([prompt], [" three"])[0]
-    assert isinstance(scored, Scored)
-    assert candidate.output == "three"
-    probability = 2.718281828 ** (scored.logprob / len(scored.ids))
-    assert candidate.agreement == pytest.approx(probability, rel=1e-4)
+    answer = asks.greedy(["one two"], Asking())[0]
+    rows = [
+        Candidate(i, 0, "reverse", "one two", out, 1) for i, out in enumerate((answer, "three"))
+    ]
+    Annotator(asks, REVERSE).annotate(rows)
+    assert [row.output for row in rows] == [answer, "three"]
+    assert rows[0].agreement == 1.0
+    assert rows[1].agreement == alike(answer, "three")
 
 
 def test_going_on_after_a_round_ends_in_the_same_ledger() -> None:
