@@ -18,8 +18,8 @@ _CLASSES = {
     "few_shot_both": "labels and channel",
     "examples_only": "examples only",
     "examples_only_bias_removed": "examples only, bias removed",
-    "expert_direct": "expert",
-    "expert": "expert, bias removed",
+    "expert": "expert",
+    "expert_bias_removed": "expert, bias removed",
     "gold": "200 gold",
 }
 _TEXT = {

@@ -108,7 +108,7 @@ class Settings:
         low=1,
     )
     decision: Literal["auto", "direct", "bias_removed", "channel", "greedy"] = _key(
-        "auto", "finetune", "how the expert answers; auto: bias_removed with labels, else greedy"
+        "auto", "finetune", "how the expert answers; auto: direct with labels, else greedy"
     )
 
     limit: int | None = _key(

@@ -104,7 +104,7 @@ def choose_decision(settings: Settings, task: Task) -> Decision:
         UserError: it would need labels, and the task has none.
     """
     if settings.decision == "auto":
-        return "bias_removed" if task.is_classification else "greedy"
+        return "direct" if task.is_classification else "greedy"
     if settings.decision != "greedy" and not task.is_classification:
         raise UserError(
             f"{task.source}: decision: {settings.decision} needs a task with labels; use greedy"

@@ -234,7 +234,7 @@ def _tuned(contest: Contest) -> list[System]:
     if contest.examples_only is not None:
         systems += _of_examples(contest, contest.examples_only)
     if contest.expert is not None:
-        systems += _of_expert(contest.task, contest.expert)
+        systems += _of_expert(contest, contest.expert)
     return systems
 
 
@@ -265,26 +265,32 @@ _READINGS: dict[Decision, str] = {
 }
 
 
-def _of_expert(task: Task, expert: Expert) -> list[System]:
+def _of_expert(contest: Contest, expert: Expert) -> list[System]:
     way = expert.way
     shipped = System(
         "expert", "Expert", "tuned", f"the expert: {_READINGS[way.decision]}", way, "own"
     )
-    if not task.is_classification:
+    if not contest.task.is_classification:
         return [shipped]
-    others: tuple[Decision, ...] = ("greedy", "direct")
-    titles = {"greedy": "Expert, as text", "direct": "Expert, label scores"}
+    others: dict[Decision, tuple[str, Answering]] = {
+        "greedy": ("Expert, as text", Way(way.asking, "greedy")),
+        "direct": ("Expert, label scores", Way(way.asking, "direct")),
+        "bias_removed": (
+            "Expert, bias removed",
+            Calibrated(way.asking, contest.unlabelled, contest.seed),
+        ),
+    }
     return [
         *(
             System(
-                f"expert_{each}",
-                titles[each],
+                f"expert_{decision}",
+                title,
                 "tuned",
-                f"the same adapter: {_READINGS[each]}",
-                Way(way.asking, each),
+                f"the same adapter: {_READINGS[decision]}",
+                other,
             )
-            for each in others
-            if each != way.decision
+            for decision, (title, other) in others.items()
+            if decision != way.decision
         ),
         shipped,
     ]

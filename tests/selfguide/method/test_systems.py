@@ -48,9 +48,9 @@ def contest(task: Task, decision: Decision) -> Contest:
     ("decision", "others"),
     [
         ("bias_removed", ["expert_greedy", "expert_direct"]),
-        ("direct", ["expert_greedy"]),
-        ("greedy", ["expert_direct"]),
-        ("channel", ["expert_greedy", "expert_direct"]),
+        ("direct", ["expert_greedy", "expert_bias_removed"]),
+        ("greedy", ["expert_direct", "expert_bias_removed"]),
+        ("channel", ["expert_greedy", "expert_direct", "expert_bias_removed"]),
     ],
 )
 def test_systems_of_a_classification_task(decision: Decision, others: list[str]) -> None:
