@@ -20,7 +20,7 @@ _TASK_HELP = {
     "name": "of the task and its run folder",
     "instruction": "what to do, in words",
     "labels": "with commas; an empty text for a task without labels",
-    "metric": "exact_match or rouge_l",
+    "metric": "exact_match, or rouge_l for free text (no labels are looked for)",
     "eval_file": "JSON lines with input and output or outputs, used only to evaluate",
     "inputs_file": "inputs of your own without outputs, a text a line or JSON lines",
     "stop": "what ends an output; \\n is a line end",

@@ -24,8 +24,8 @@ _TOO_ALIKE = 0.7  # ROUGE-L F from which two inputs count as the same (Self-Inst
 _RETURNED = 0.9  # ROUGE-L F from which an answer counts as the invented output given back
 _LEAST_SPREAD = 0.75  # least standard deviation of lengths, as a share of their mean
 _NOISE = re.compile(
-    r"^(?:sure|certainly|of course|here (?:is|are)|hello|hi there|i'm sorry|i am sorry|as an ai"
-    r"|thank you|note:|therefore,|input:|output:|example \d|new input)\b"
+    r"^(?:(?:sure|certainly|of course|here (?:is|are)|hello|hi there|i'm sorry|i am sorry|as an ai"
+    r"|thank you|example \d|new input)\b|(?:note|input|output):|therefore,)"
     r"|\\_|\b(?:come up with|new input|as an ai)\b|<\||https?://|[{}]{2}|\ufffd",
     re.IGNORECASE,
 )
@@ -200,6 +200,7 @@ def sift(
 
 def _off_band(of: str, text: str, context: Context) -> str | None:
     low, high = context.band(of)
+    low = max(low, 0.0)
     if low <= len(text) <= high:
         return None
     return f"the {of} has {len(text)} characters, the examples suggest {low:.0f} to {high:.0f}"

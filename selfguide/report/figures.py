@@ -20,7 +20,7 @@ _WHY = {
     "annotation": "no usable output",
     "copy": "the output repeats the input",
     "agreement": "the votes disagree",
-    "round_trip": "annotation gave another label than the one asked for",
+    "round_trip": "annotation did not give back what the input was asked for",
     "collapsed": "the annotator answered without looking",
     "balance": "more of this label than of others",
     UNDECIDED: "the run ended before",

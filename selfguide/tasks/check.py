@@ -57,9 +57,19 @@ def _metric(draft: Draft) -> Metric:
         return "exact_match" if draft.labels else "rouge_l"
     for known in METRICS:
         if draft.metric == known:
-            return known
+            return _suited(known, draft)
     hint = nearest(draft.metric, METRICS)
     raise UserError(f"{draft.source}: metric: {draft.metric} is none of {', '.join(METRICS)}{hint}")
+
+
+def _suited(metric: Metric, draft: Draft) -> Metric:
+    """The metric, where it is one for labels or there are none."""
+    if metric == "rouge_l" and draft.labels:
+        raise UserError(
+            f"{draft.source}: metric: rouge_l is for free text, and the task has labels; leave out "
+            "metric, or give labels as an empty list"
+        )
+    return metric
 
 
 def _by_normal_form(labels: Iterable[str], draft: Draft) -> dict[str, str]:
@@ -130,10 +140,14 @@ def _look_for_strangers(draft: Draft, rows: Sequence[Row], written: dict[str, st
 
 
 def _inputs(draft: Draft, known: set[str]) -> list[str]:
-    fresh = [each for each in draft.inputs if each not in known]
-    if len(fresh) < len(draft.inputs):
+    given = list(dict.fromkeys(draft.inputs))
+    if len(given) < len(draft.inputs):
+        repeats = len(draft.inputs) - len(given)
+        draft.notes.append(f"inputs_file: {repeats} inputs repeat earlier ones and are left out")
+    fresh = [each for each in given if each not in known]
+    if len(fresh) < len(given):
         draft.notes.append(
-            f"inputs_file: {len(draft.inputs) - len(fresh)} inputs are among the examples or "
+            f"inputs_file: {len(given) - len(fresh)} inputs are among the examples or "
             "evaluation rows and are left out"
         )
     return fresh

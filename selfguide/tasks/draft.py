@@ -125,4 +125,4 @@ def read_inputs_file(path: Path) -> list[str]:
             inputs.append(text(given, f"{where}: input"))
     if not inputs:
         raise UserError(f"{path}: no input")
-    return list(dict.fromkeys(inputs))
+    return inputs

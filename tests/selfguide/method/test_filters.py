@@ -41,6 +41,8 @@ def taken(input: str, task: Task = REVIEWS) -> str | None:
         ("", "noise"),
         ("Sure, here is one: nice soup.", "noise"),
         ("As an AI, I eat nothing.", "noise"),
+        ("Output: hello", "noise"),
+        ("Therefore, the soup is good.", "noise"),
         ("The waiter\nwas slow.", "shape"),
         ("Ok " * 200, "length"),
         ("The soup was lovely and warm!", "duplicate"),
@@ -66,6 +68,13 @@ def test_equal_lengths_of_the_examples_do_not_reject_everything() -> None:
     task = Task("t", "Do.", (Example("abcde fghi", "x"), Example("klmno pqrs", "y")))
     assert taken("some seven", task) is None
     assert taken("rather longer", task) is None
+
+
+def test_no_text_is_said_to_be_too_short_for_a_negative_length() -> None:
+    task = Task("t", "Do.", (Example("ab", "x"), Example("k" * 60, "y")))
+    one = candidate("m" * 900)
+    sift([one], INPUT_FILTERS, Context(task, Settings()))
+    assert "suggest 0 to" in (one.reason or "")
 
 
 def test_later_inputs_like_earlier_ones_are_duplicates_and_say_of_which() -> None:

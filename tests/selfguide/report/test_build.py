@@ -46,7 +46,7 @@ def test_finished_classification(tmp_path: Path) -> None:
         "Exact match, 0 to 100, on 120 of 900 rows",
         "79.2",
         "Few-shot, bias removed",
-        "annotation gave another label than the one asked for",
+        "annotation did not give back what the input was asked for",
         "Wrong before and after",
         "58 tokens with the expert and 214 with few-shot prompting: 3.7 times fewer",
         "The weights of step 18 were kept",

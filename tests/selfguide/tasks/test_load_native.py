@@ -70,6 +70,7 @@ def test_files_beside_the_task(tmp_path: Path) -> None:
     assert loaded.task.inputs == ("So-so.", "Fine.")
     assert any("1 rows have an example's input" in note for note in loaded.notes)
     assert any("1 inputs are among" in note for note in loaded.notes)
+    assert any("1 inputs repeat earlier ones" in note for note in loaded.notes)
 
 
 def test_the_command_line_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +127,7 @@ def test_free_text_can_be_forced(tmp_path: Path, overrides: dict[str, str]) -> N
         ({"labels": 3}, "labels: one label leaves nothing to choose"),
         ({"labels": [["good"]]}, "task.json: labels: expected text, got a list"),
         ({"metric": "exactmatch"}, "metric: exactmatch is none of exact_match, rouge_l (did you"),
+        ({"labels": ["good", "bad"], "metric": "rouge_l"}, "metric: rouge_l is for free text"),
         ({"instructon": "x"}, "unknown key instructon (did you mean instruction?)"),
         ({"epoch": 3}, "unknown key epoch (did you mean epochs?)"),
         ({"name": "a/b c"}, "name: 'a/b c' cannot name a folder"),
