@@ -11,7 +11,7 @@ from engine.adapters.collection import Adapters
 from engine.adapters.lora import Adapter
 from engine.checkpoint import Checkpoint, open_checkpoint
 from engine.errors import AdapterError, EngineError
-from engine.memory import free_memory
+from engine.memory import free_memory, give_back
 from engine.model import Llama, load_model
 from engine.serving.generate import generate
 from engine.serving.kv_cache import KVCache
@@ -165,16 +165,20 @@ class LLM:
         if trained is None:
             raise AdapterError("train: name the adapter to train; llm.adapters.new makes one")
         self._runner.release()
-        return train(
-            self.model,
-            self.tokenizer,
-            trained,
-            examples,
-            config or TrainConfig(),
-            eval_examples=eval_examples,
-            progress=progress,
-            fingerprint=self.checkpoint.fingerprint(),
-        )
+        give_back()
+        try:
+            return train(
+                self.model,
+                self.tokenizer,
+                trained,
+                examples,
+                config or TrainConfig(),
+                eval_examples=eval_examples,
+                progress=progress,
+                fingerprint=self.checkpoint.fingerprint(),
+            )
+        finally:
+            give_back()
 
     def _resolve(
         self, adapter: AdapterChoice | Sequence[AdapterChoice]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -25,6 +27,21 @@ def out_of_memory(error: Exception) -> bool:
     # torch's CPU allocator raises a bare RuntimeError that begins with its own name.
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or "DefaultCPUAllocator" in str(error)
+
+
+def give_back() -> None:
+    """Gives memory that was freed back to the system; glibc's allocator keeps it otherwise."""
+    trim = getattr(_c_library(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _c_library() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):
+        return None
 
 
 def _available_in_system() -> int | None:
