@@ -23,6 +23,7 @@ from selfguide.errors import TooFewPairs, UserError
 from selfguide.folder.rows import read_candidates, read_pairs, write_rows
 from selfguide.folder.run_folder import RunFolder, stage_record
 from selfguide.lengths import check_lengths
+from selfguide.method.annotate import check_annotator
 from selfguide.method.answering import Answerer
 from selfguide.method.evaluate import evaluate
 from selfguide.method.expert import Expert
@@ -47,6 +48,7 @@ def prepare(task: Task, settings: Settings, console: Console) -> Answerer:
         EngineError: the model cannot be loaded.
     """
     choose_decision(settings, task)
+    check_annotator(settings, task)
     llm = engine.load(settings.model, device=settings.device)
     dtype = str(llm.model.dtype).removeprefix("torch.")
     console.say(f"model: {settings.model}, {dtype} on {llm.model.device}")

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine import SamplingParams
+from engine import Completion, SamplingParams
 from engine.seeds import mix
+from selfguide.errors import UserError
 from selfguide.method.answering import Answerer, OnProgress, Scale, Scores, both
 from selfguide.method.pairs import Candidate
 from selfguide.method.reverse import confirm
@@ -16,8 +17,17 @@ from selfguide.metrics.parse import parse_label
 from selfguide.metrics.rouge import alike
 from selfguide.prompts import Asking
 from selfguide.settings import Settings
+from selfguide.tasks import Task
 
 _VOTING = 1  # a salt: votes do not repeat the numbers that the input was drawn with
+
+
+def check_annotator(settings: Settings, task: Task) -> None:
+    """Raises UserError if the annotator would need labels, and the task has none."""
+    if settings.annotator not in ("auto", "vote") and not task.is_classification:
+        raise UserError(
+            f"{task.source}: annotator: {settings.annotator} needs a task with labels; use vote"
+        )
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,10 @@ class Annotator:
         return "both" if self.answerer.task.is_classification else "vote"
 
     def annotate(self, candidates: Sequence[Candidate], progress: OnProgress = None) -> None:
-        """Notes scores of labels, or the votes' winner and its agreement, in `candidates`."""
+        """Notes scores of labels, or the votes' winner and its agreement, in `candidates`.
+
+        Those that get neither are dropped, with an agreement of 0.
+        """
         if not candidates:
             return
         if self.kind == "vote":
@@ -43,22 +56,24 @@ class Annotator:
             reverse = [c for c in candidates if c.source == "reverse" and not labelled]
             confirm(self.answerer, reverse, self._asking, progress)
             self._vote([c for c in candidates if c not in reverse], progress)
-            return
-        inputs = [candidate.input for candidate in candidates]
-        if self.kind == "channel":
-            scores = self.answerer.channel_scores(inputs, progress=progress)
         else:
-            scores = self.answerer.label_scores(inputs, self._asking, progress)
-        for candidate, row in zip(candidates, self._by_label(scores), strict=True):
-            candidate.scores = row
-        if self.kind == "both":
-            scores = self.answerer.channel_scores(inputs, progress=progress)
-            for candidate, row in zip(candidates, self._by_label(scores), strict=True):
-                candidate.channel = row
+            self._score(candidates, progress)
 
-    def _by_label(self, scores: Scores) -> list[dict[str, float]]:
+    def _score(self, candidates: Sequence[Candidate], progress: OnProgress) -> None:
+        inputs = [candidate.input for candidate in candidates]
+        tables = []
+        if self.kind != "channel":
+            tables.append(self.answerer.label_scores(inputs, self._asking, progress))
+        if self.kind in ("channel", "both"):
+            tables.append(self.answerer.channel_scores(inputs, progress=progress))
         labels = list(self.answerer.task.labels)
-        return [dict(zip(labels, map(float, row), strict=True)) for row in scores]
+        for candidate, *rows in zip(candidates, *tables, strict=True):
+            if np.isnan(rows).any():
+                candidate.agreement = 0.0
+                candidate.drop("length", "does not fit the model's context after the examples")
+                continue
+            named = [dict(zip(labels, map(float, row), strict=True)) for row in rows]
+            candidate.scores, candidate.channel = named[0], named[1] if named[1:] else None
 
     def decide(self, candidates: Sequence[Candidate]) -> None:
         """Turns all scores so far into outputs: the likeliest label, label bias removed or not."""
@@ -103,6 +118,18 @@ class Annotator:
             if labels:
                 texts = [parse_label(text, labels) or "" for text in texts]
             candidate.output, candidate.agreement = elect(texts, exact=bool(labels))
+            if candidate.output is None:
+                candidate.drop(*_why_nothing(samples))
+
+
+def _why_nothing(samples: Sequence[Completion]) -> tuple[str, str]:
+    """The filter and the reason for votes of which none counts."""
+    if samples[0].error:
+        return "length", samples[0].error
+    if all(sample.finish_reason == "length" for sample in samples):
+        longest = max(len(sample.ids) for sample in samples)
+        return "annotation", f"no sample ended within {longest} tokens"
+    return "annotation", "no sample gave a usable output"
 
 
 def scores_of(rows: Sequence[Mapping[str, float] | None], labels: Sequence[str]) -> Scores:

@@ -20,7 +20,7 @@ def collapsed(candidates: Sequence[Candidate], task: Task) -> str | None:
     """Why these annotations teach nothing, in one line; None if they are sound.
 
     Args:
-        candidates: those that were annotated.
+        candidates: those that annotation answered.
         task: tells whether its examples copy or repeat themselves too.
     """
     answered = [each for each in candidates if each.output]

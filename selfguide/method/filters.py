@@ -112,10 +112,6 @@ def duplicate(candidate: Candidate, context: Context) -> str | None:
     return None
 
 
-def no_output(candidate: Candidate, context: Context) -> str | None:
-    return None if candidate.output else "the annotator gave no usable output"
-
-
 def output_shape(candidate: Candidate, context: Context) -> str | None:
     if context.task.is_classification:
         return None
@@ -171,7 +167,6 @@ INPUT_FILTERS: Mapping[str, Sequence[Filter]] = {
     "duplicate": (duplicate,),
 }
 OUTPUT_FILTERS: Mapping[str, Sequence[Filter]] = {
-    "annotation": (no_output,),
     "shape": (output_shape,),
     "length": (output_length,),
     "copy": (copy,),
@@ -187,10 +182,9 @@ def sift(
     context: Context,
 ) -> list[Candidate]:
     """Notes in each candidate the first of `filters` that takes it; those that none takes."""
-    chosen = {*context.settings.filters, "annotation"}
     for candidate in candidates:
         for name, checks in filters.items():
-            if candidate.filter is not None or name not in chosen:
+            if candidate.filter is not None or name not in context.settings.filters:
                 continue
             reason = next(filter(None, (check(candidate, context) for check in checks)), None)
             if reason:

@@ -20,8 +20,9 @@ class Candidate:
         output: what annotation gave; None if a filter took the input before.
         scores: log p(label | input) over the labels, as the annotator gave them, bias included.
         channel: the same from p(input | label), where the annotator weighs both.
-        agreement: share of the votes, mean likeness of the chosen output to the others, or in
-            reverse the likeness of the model's answer to the invented output.
+        agreement: 0-1: the chosen label's probability, share of the votes, mean likeness of the
+            chosen output to the others, or in reverse the likeness of the model's answer to the
+            invented output. 0 where annotation had no answer; None where it was not asked.
         kept: whether it is trained on or held out.
         filter: name of the filter that took it.
         reason: why, in words.

@@ -104,8 +104,13 @@ class _Rounds:
         return [each for each in self.ledger if each.scores or each.agreement is not None]
 
     @property
+    def answered(self) -> list[Candidate]:
+        """Those of them that annotation had an answer for."""
+        return [each for each in self.ledger if each.scores or each.output is not None]
+
+    @property
     def survivors(self) -> list[Candidate]:
-        return [each for each in self.annotated if each.filter is None]
+        return [each for each in self.answered if each.filter is None]
 
     def missing(self) -> dict[str | None, int]:
         """Pairs that each label still needs."""
@@ -120,7 +125,7 @@ class _Rounds:
         if tried < _ROUNDS_OF_PATIENCE * self.settings.round_size:
             return True
         in_sight = len(self.survivors) / tried * self.settings.max_candidates
-        return in_sight >= self.settings.at_least and not collapsed(self.annotated, self.task)
+        return in_sight >= self.settings.at_least and not collapsed(self.answered, self.task)
 
     def run(self, count: int | None = None) -> None:
         """One round: the user's own inputs as long as there are any, then invented ones."""
@@ -177,10 +182,10 @@ class _Rounds:
 
     def _judge(self) -> None:
         """Verdicts on all annotations anew: the label bias is known better after each round."""
-        for candidate in self.annotated:
+        for candidate in self.answered:
             candidate.kept, candidate.filter, candidate.reason = False, None, None
-        self.annotator.decide(self.annotated)
-        sift(self.annotated, OUTPUT_FILTERS, self._context)
+        self.annotator.decide(self.answered)
+        sift(self.answered, OUTPUT_FILTERS, self._context)
 
 
 class _Choice:
@@ -192,7 +197,7 @@ class _Choice:
 
     def made(self, save: Callable[[list[Candidate]], None]) -> Synthesised:
         self._drop_if_collapsed()
-        doubt = at_chance(self.rounds.survivors and self.rounds.annotated)
+        doubt = at_chance(self.rounds.survivors and self.rounds.answered)
         if doubt:
             self._warn(doubt)
         self._balance()
@@ -214,7 +219,7 @@ class _Choice:
         )
 
     def _drop_if_collapsed(self) -> None:
-        reason = collapsed(self.rounds.annotated, self.task)
+        reason = collapsed(self.rounds.answered, self.task)
         if reason is None:
             return
         self._warn(f"{reason}; none of these pairs is trained on")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from selfguide.method.annotate import Annotator, elect
+from selfguide.errors import UserError
+from selfguide.method.annotate import Annotator, check_annotator, elect
 from selfguide.method.answering import Answerer, label_bias, log_softmax
 from selfguide.method.pairs import Candidate
 from selfguide.prompts import Asking, Prompts
@@ -90,6 +91,47 @@ def test_direct_and_channel_are_weighed_on_one_scale() -> None:
         row.scores, row.channel = {"good": direct, "bad": 0.0}, {"good": channel, "bad": 0.0}
     annotator.decide(rows)
     assert [row.output for row in rows] == ["good", "bad"]
+
+
+@pytest.mark.parametrize("annotator", ["bias_removed", "channel", "both"])
+def test_an_input_beyond_the_context_is_dropped_and_spoils_no_other(annotator: str) -> None:
+    rows = [
+        Candidate(i, 0, "record", text, None, 0)
+        for i, text in enumerate(("Fine.", "cold " * 2000, "Cold."))
+    ]
+    kind = Annotator(answerer(), Settings(annotator=annotator))  # type: ignore[arg-type]
+    kind.annotate(rows)
+    long = rows.pop(1)
+    assert (long.filter, long.scores, long.output) == ("length", None, None)
+    kind.decide([*rows, long])
+    assert [row.output for row in rows] != [None, None]
+    assert all(np.isfinite(row.agreement or 0.0) and row.filter is None for row in rows)
+    assert len({row.output for row in rows}) == 2
+
+
+@pytest.mark.parametrize("text", ["Fine.", "cold " * 2000])
+def test_votes_that_never_end_say_so(text: str) -> None:
+    free = Task("t", "Go on.", MOOD.examples, stop=("never",))
+    row = Candidate(0, 0, "record", text, None, 0)
+    asker = answerer(free)
+    Annotator(asker, Settings(votes=2)).annotate([row])
+    assert (row.output, row.agreement) == (None, 0.0)
+    if len(text) < 10:
+        assert (row.filter, row.reason) == (
+            "annotation",
+            f"no sample ended within {asker.budget(text)} tokens",
+        )
+    else:
+        assert row.filter == "length"
+        assert row.reason
+
+
+def test_annotators_that_score_labels_are_refused_without_any() -> None:
+    free = Task("t", "Go on.", MOOD.examples, source="t.yaml")
+    check_annotator(Settings(annotator="vote"), free)
+    check_annotator(Settings(annotator="direct"), MOOD)
+    with pytest.raises(UserError, match=r"t.yaml: annotator: both needs a task with labels"):
+        check_annotator(Settings(annotator="both"), free)
 
 
 def test_greedy_answers_end_at_the_stop() -> None:

@@ -105,8 +105,7 @@ def test_the_round_trip_keeps_what_was_asked_for() -> None:
     assert "asked for 'good'" in (lost.reason or "")
 
 
-def test_votes_need_agreement_and_an_output() -> None:
-    assert verdict(POLITE, candidate("Go away.", agreement=0.0)) == "annotation"
+def test_votes_need_agreement() -> None:
     text = "Could you please go away?"
     assert verdict(POLITE, candidate("Go away.", output=text, agreement=0.1)) == "agreement"
     assert verdict(POLITE, candidate("Go away.", output=text, agreement=0.9)) is None
