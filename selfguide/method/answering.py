@@ -96,14 +96,19 @@ class Answerer:
         return len(self.llm.tokenizer.encode(text, bos=False))
 
     def _label_ids(self, asking: Asking) -> list[list[int]]:
-        """The labels' tokens; with an end token where one label begins like another."""
+        """The labels' tokens; with what ends an answer where one label begins like another.
+
+        Adapters learn to end with an end token, the bare model goes on as its prompt does.
+        """
         tokenizer = self.llm.tokenizer
-        ids = [
-            tokenizer.encode_continuation(self.prompts.completion(label, asking))
-            for label in self.task.labels
-        ]
-        nested = any(a is not b and b[: len(a)] == a for a in ids for b in ids)
-        return [[*each, tokenizer.eos_ids[0]] for each in ids] if nested else ids
+        texts = [self.prompts.completion(label, asking) for label in self.task.labels]
+        ids = [tokenizer.encode_continuation(text) for text in texts]
+        if not any(a is not b and b[: len(a)] == a for a in ids for b in ids):
+            return ids
+        boundary = self.prompts.boundary(asking) if asking.adapter is None else None
+        if boundary is None:
+            return [[*each, tokenizer.eos_ids[0]] for each in ids]
+        return [tokenizer.encode_continuation(text + boundary) for text in texts]
 
     def _scored(
         self,

@@ -80,7 +80,7 @@ class Writer:
             top_p=self.settings.top_p,
             top_k=self.settings.top_k,
             max_tokens=16 + 2 * longest,
-            stop=(*self.answerer.prompts.stop, "\nInput:"),
+            stop=self.answerer.prompts.stop,
             seed=mix(candidate.seed, _OUTPUT),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,13 @@ from selfguide.tasks import Example, Task
 
 Template = Literal["plain", "titled", "dialogue"]
 TEMPLATES: tuple[Template, ...] = ("plain", "titled", "dialogue")
+
+# What begins the next question of a prompt, and so ends an output at the latest.
+_NEXT: Mapping[Template, str] = {
+    "plain": "\nInput:",
+    "titled": "\n## Given",
+    "dialogue": "\nUser:",
+}
 
 _FOLDER = Path(__file__).parent / "templates"
 
@@ -38,7 +45,7 @@ class Asking:
 class Prompts:
     """Prompts of one task, as text for the engine.
 
-    A prompt is followed by `lead + output`; `stop` lists the strings that end an output.
+    A prompt is followed by `completion`; `stop` lists the strings that end an output.
     """
 
     def __init__(self, task: Task, tokenizer: Tokenizer) -> None:
@@ -56,7 +63,7 @@ class Prompts:
     def answer(self, input: str, asking: Asking, examples: Sequence[Example] | None = None) -> str:
         """The prompt that asks for the output of `input`; `examples` replace the task's own."""
         chosen = self.task.examples if examples is None else tuple(examples)
-        shown = chosen if asking.shots else ()
+        shown = [Example(e.input, self._finished(e.output)) for e in chosen if asking.shots]
         if asking.template == "dialogue":
             return self._dialogue(input, shown)
         return self._render(
@@ -64,20 +71,36 @@ class Prompts:
         )
 
     def completion(self, output: str, asking: Asking) -> str:
-        """`output` as it follows a prompt of that template."""
+        """`output` as it follows a prompt of that template, and as examples show it."""
         starts_line = asking.template == "titled"
         starts_turn = asking.template == "dialogue" and self._has_chat
-        return output if starts_line or starts_turn else f" {output}"
+        text = self._finished(output)
+        return text if starts_line or starts_turn else f" {text}"
+
+    def boundary(self, asking: Asking) -> str | None:
+        """What stands between an example's output and the next input; None: an end token."""
+        if asking.template == "dialogue" and self._has_chat:
+            return None
+        return f"\n{_NEXT[asking.template]}"
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """What ends an output: the task's own stops, else its line, or its paragraph."""
-        if self.task.stop:
-            return self.task.stop
+        """What ends an output: the task's own stops, else its line or paragraph; the next input."""
+        return tuple(dict.fromkeys((*(self.task.stop or self._usual_stop), *_NEXT.values())))
+
+    @property
+    def _usual_stop(self) -> tuple[str, ...]:
         outputs = [example.output for example in self.task.examples]
         if any("\n\n" in output for output in outputs):
-            return ("\nInput:", "\n## Given", "\nUser:")
+            return ()
         return ("\n\n",) if any("\n" in output for output in outputs) else ("\n",)
+
+    def _finished(self, output: str) -> str:
+        """An output and the task's first stop, unless what follows it brings that along."""
+        first = self.stop[0]
+        if not first.strip() or first in _NEXT.values() or output.endswith(first):
+            return output
+        return output + first
 
     def record(self, records: Sequence[Example], asked: str | None, start: str = "") -> str:
         """The prompt whose continuation is a new input.

@@ -38,8 +38,9 @@ class Task:
         metric: what counts: "exact_match" or "rouge_l".
         eval_rows: used only to evaluate; may be empty.
         inputs: the user's own unlabelled inputs, used before any are invented.
-        stop: strings that end an output; empty: the end of its line, or of its paragraph where an
-            example's output has several lines.
+        stop: strings that end an output, the first of which also stands after every output that the
+            model is shown; empty: the end of its line, or of its paragraph where an example's
+            output has several lines.
         source: the file the task came from, for messages.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from engine.text.tokenizer import Tokenizer
@@ -86,12 +88,38 @@ def test_the_papers_request_names_the_label_and_shows_the_inputs(prompts: Prompt
     [
         (("a", "b"), ("\n",)),
         (("a\nb", "c"), ("\n\n",)),
-        (("a\n\nb", "c"), ("\nInput:", "\n## Given", "\nUser:")),
+        (("a\n\nb", "c"), ()),
     ],
 )
 def test_outputs_end_where_the_examples_do(
     tokenizer: Tokenizer, outputs: tuple[str, str], stop: tuple[str, ...]
 ) -> None:
     examples = tuple(Example(f"input {i}", output) for i, output in enumerate(outputs))
-    assert Prompts(Task("t", "Do.", examples), tokenizer).stop == stop
-    assert Prompts(Task("t", "Do.", examples, stop=("END",)), tokenizer).stop == ("END",)
+    next_input = ("\nInput:", "\n## Given", "\nUser:")
+    assert Prompts(Task("t", "Do.", examples), tokenizer).stop == (*stop, *next_input)
+    own = Prompts(Task("t", "Do.", examples, stop=("END",)), tokenizer)
+    assert own.stop == ("END", *next_input)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_stop_of_the_tasks_own_stands_after_each_output(
+    tokenizer: Tokenizer, template: Template
+) -> None:
+    own = Prompts(replace(TASK, stop=("###", "@")), tokenizer)
+    text, asking = own.answer("Fine.", Asking(template)), Asking(template)
+    assert text.count("\ngood###") + text.count(" good###") == 1
+    assert text.count("\nbad###") + text.count(" bad###") == 1
+    first = own.answer(TASK.examples[0].input, asking, examples=())
+    assert text.startswith(first + own.completion("good", asking))
+    assert own.completion("good###", asking) == own.completion("good", asking)
+
+
+@pytest.mark.parametrize("stop", [(), ("\n",), ("###",), ("\nUser:", "x")])
+def test_a_task_with_its_prompts_stops_has_the_same_prompts(
+    tokenizer: Tokenizer, stop: tuple[str, ...]
+) -> None:
+    """As an expert keeps them in its file."""
+    once = Prompts(replace(TASK, stop=stop), tokenizer)
+    again = Prompts(replace(TASK, stop=once.stop), tokenizer)
+    assert again.stop == once.stop
+    assert again.answer("Fine.", Asking()) == once.answer("Fine.", Asking())

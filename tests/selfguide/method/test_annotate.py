@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from engine import LoraConfig
 from selfguide.errors import UserError
 from selfguide.method.annotate import Annotator, check_annotator, elect
 from selfguide.method.answering import Answerer, label_bias, log_softmax
@@ -12,6 +13,7 @@ from selfguide.method.pairs import Candidate
 from selfguide.prompts import Asking, Prompts
 from selfguide.settings import Settings
 from selfguide.tasks import Example, Task
+from tests.selfguide.method import tiny
 from tests.selfguide.method.mood import MOOD, answerer
 
 
@@ -66,10 +68,23 @@ def test_a_label_that_begins_like_another_is_scored_with_its_end() -> None:
     model = answerer().llm
     asker = Answerer(model, task, Prompts(task, model.tokenizer))
     scores = asker.label_scores(["x"], Asking("plain"))
-    eos = model.tokenizer.eos_ids[0]
     prompt = asker.prompts.answer("x", Asking("plain"))
-    ids = [[*model.tokenizer.encode_continuation(f" {label}"), eos] for label in task.labels]
-    raw = [each.logprob for each in model.score([prompt], [ids])[0]]  # type: ignore[union-attr]
+    texts = [f" {label}\n\nInput:" for label in task.labels]
+    assert all(text in prompt.replace("good", "go").replace("bad", "go on") for text in texts)
+    raw = [each.logprob for each in model.score([prompt], [texts])[0]]  # type: ignore[union-attr]
+    assert scores[0, 0] - scores[0, 1] == pytest.approx(raw[0] - raw[1], abs=1e-4)
+
+
+def test_an_adapter_ends_such_a_label_with_the_end_token_that_it_learnt() -> None:
+    task = Task("t", "Do.", MOOD.examples, {"go": "go", "go on": "go on"})
+    model = tiny.llm()
+    model.adapters.new("expert", LoraConfig(rank=2), seed=0)
+    asker, asking = tiny.answerer(task, model), Asking("plain", False, "expert")
+    scores = asker.label_scores(["x"], asking)
+    eos, encode = model.tokenizer.eos_ids[0], model.tokenizer.encode_continuation
+    ids = [[*encode(f" {label}"), eos] for label in task.labels]
+    prompt = asker.prompts.answer("x", asking)
+    raw = [each.logprob for each in model.score([prompt], [ids], "expert")[0]]  # type: ignore[union-attr]
     assert scores[0, 0] - scores[0, 1] == pytest.approx(raw[0] - raw[1], abs=1e-4)
 
 
