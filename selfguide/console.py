@@ -22,7 +22,10 @@ from selfguide.errors import Interrupted
 from selfguide.observer import Watch
 
 _PLAIN_INTERVAL = 5.0  # seconds between lines of progress where there is no terminal
-_STOPPING = "stopping after the rows in hand; Ctrl-C again stops at once"
+_STOPPING = (
+    "stopping in a moment: finished rounds, checkpoints of the training and evaluated systems are "
+    "kept; Ctrl-C again stops at once"
+)
 
 
 class Console:
@@ -42,6 +45,7 @@ class Console:
         self._live = self._terminal.is_terminal and not self._terminal.is_dumb_terminal
         self._bar: Progress | None = None
         self._log: TextIO | None = None
+        self._unlogged: list[str] = []
         self._stopping = False
         self._next_line = 0.0
 
@@ -67,8 +71,10 @@ class Console:
 
     @contextmanager
     def logging(self, path: Path) -> Iterator[None]:
-        """Appends everything said to the file `path` until the end of the block."""
+        """Appends everything said so far, and until the end of the block, to the file `path`."""
         with path.open("a", encoding="utf-8") as self._log:
+            self._log.writelines(self._unlogged)
+            self._unlogged.clear()
             try:
                 yield
             finally:
@@ -131,8 +137,11 @@ class Console:
             self._bar = None
 
     def _note(self, text: str) -> None:
-        if self._log is not None:
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+        if self._log is None:
+            self._unlogged.append(line)
+        else:
+            self._log.write(line)
             self._log.flush()
 
 

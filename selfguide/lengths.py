@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from selfguide.errors import UserError
 from selfguide.method.answering import Answerer
+from selfguide.method.finetune import training_examples
 from selfguide.method.ground import drawn
+from selfguide.method.pairs import Pair
 from selfguide.prompts import TEMPLATES, Asking
 from selfguide.settings import Settings
 
@@ -29,6 +31,25 @@ def check_lengths(answerer: Answerer, settings: Settings) -> None:
     inputs += _numbered("eval_file, row", rows)
     for template in TEMPLATES:
         require_fit(answerer, Asking(template), inputs, f"{task.source}: ")
+
+
+def require_learnable(
+    answerer: Answerer, settings: Settings, pairs: Sequence[tuple[str, Pair]]
+) -> None:
+    """Raises UserError if a pair, of the place given with it, is too long to be trained on."""
+    tokenizer = answerer.llm.tokenizer
+    context = answerer.llm.model.config.max_positions
+    asking = Asking(settings.template, settings.prompt == "few_shot")
+    lessons = training_examples(answerer, settings, asking, [pair for _, pair in pairs])
+    prompts = tokenizer.encode_batch([str(lesson.prompt) for lesson in lessons])
+    outputs = tokenizer.encode_batch([str(lesson.completion) for lesson in lessons], bos=False)
+    for (where, _), prompt, output in zip(pairs, prompts, outputs, strict=True):
+        needed = len(prompt) + len(output) + 1  # the end token
+        if needed > context:
+            raise UserError(
+                f"{where}: with its prompt the pair takes {needed} tokens, but the model's context "
+                f"is {context}; shorten it or remove the line"
+            )
 
 
 def require_fit(

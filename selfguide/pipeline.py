@@ -22,7 +22,7 @@ from selfguide.doctor import version_of
 from selfguide.errors import TooFewPairs, UserError
 from selfguide.folder.rows import read_candidates, read_pairs, write_rows
 from selfguide.folder.run_folder import RunFolder, stage_record
-from selfguide.lengths import check_lengths
+from selfguide.lengths import check_lengths, require_learnable
 from selfguide.method.annotate import check_annotator
 from selfguide.method.answering import Answerer
 from selfguide.method.evaluate import evaluate
@@ -96,8 +96,10 @@ class Pipeline:
         except TooFewPairs:
             write_report(self.folder.path)
             raise
+        self.console.pause_point()
         training, held_out = self._pairs()
         expert = self._finetune(training, held_out)
+        self.console.pause_point()
         metrics = self._evaluate(expert, held_out)
         write_report(self.folder.path)
         return metrics
@@ -160,22 +162,26 @@ class Pipeline:
     def _give_up(self, ledger: Path, values: dict[str, Any]) -> None:
         """Leaves the ledger for the report, and nothing that belongs to other pairs."""
         write_rows(self.folder.candidates, (each.row() for each in read_candidates(ledger)))
-        if self.folder.set_results_aside():
-            self.console.say(f"results of earlier settings are in {self.folder.path / 'earlier'}")
+        if aside := self.folder.set_results_aside():
+            self.console.say(f"results of earlier settings are in {aside}")
         manifest = self.folder.manifest()
         manifest.values["stages"] = {"synthesis": {"fingerprint": None, **values}}
         manifest.write()
 
     def _pairs(self) -> tuple[list[Pair], list[Pair]]:
         """Training and held-out pairs as they lie in the folder."""
+        dataset, held_out = self.folder.dataset, self.folder.held_out
         if self.plan.edited:
-            line = f"{self.folder.dataset.name} was edited by hand and is used as it is"
-            self.console.warn(line)
-        training = read_pairs(self.folder.dataset, self.answerer.task)
+            self.console.warn(f"{dataset.name} was edited by hand and is used as it is")
+        training = self._read_pairs(dataset)
         if not training:
-            raise UserError(f"{self.folder.dataset}: no pair in it; remove it to write it anew")
-        held_out = self.folder.held_out
-        return training, read_pairs(held_out, self.answerer.task) if held_out.exists() else []
+            raise UserError(f"{dataset}: no pair in it; remove it to write it anew")
+        return training, self._read_pairs(held_out) if held_out.exists() else []
+
+    def _read_pairs(self, path: Path) -> list[Pair]:
+        pairs = read_pairs(path, self.answerer.task)
+        require_learnable(self.answerer, self.settings, pairs)
+        return [pair for _, pair in pairs]
 
     def _finetune(self, training: list[Pair], held_out: list[Pair]) -> Expert:
         step = self.plan.finetune()
@@ -238,7 +244,6 @@ class Pipeline:
         self.console.say(
             f"{stage} took {duration(watch.seconds)}, at most {watch.peak_mib:.0f} MiB of memory"
         )
-        self.console.pause_point()
 
 
 def _synthesis_counts(made: Synthesised) -> dict[str, Any]:

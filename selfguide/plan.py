@@ -11,6 +11,7 @@ from selfguide.errors import UserError
 from selfguide.folder.manifest import Shape, file_hash
 from selfguide.folder.run_folder import RunFolder
 from selfguide.method.answering import Answerer
+from selfguide.recall import unlabelled
 from selfguide.settings import Settings, stage_settings
 
 Action = Literal["reuse", "resume", "run"]
@@ -62,17 +63,26 @@ class Shapes:
 
     def finetune(self, folder: RunFolder) -> Shape:
         """Of the expert, which is trained on the pairs that lie in the folder."""
-        data = {"dataset": file_hash(folder.dataset), "held_out": file_hash(folder.held_out)}
+        data: dict[str, Any] = {
+            "dataset": file_hash(folder.dataset),
+            "held_out": file_hash(folder.held_out),
+        }
         values = stage_settings(self._settings, "finetune")
+        if self._settings.decision == "bias_removed":
+            data["bias_inputs"] = unlabelled(folder)
         return Shape({"synthesis": self.ledger.fingerprint, **data, **values})
 
     def evaluate(self, folder: RunFolder) -> Shape:
         """Of the scores."""
         rows = [asdict(row) for row in self._answerer.task.eval_rows]
         values = stage_settings(self._settings, "evaluate")
-        finetune = self.finetune(folder).fingerprint
-        metric = self._answerer.task.metric
-        return Shape({"finetune": finetune, "eval_file": rows, "metric": metric, **values})
+        facts = {
+            "finetune": self.finetune(folder).fingerprint,
+            "eval_file": rows,
+            "metric": self._answerer.task.metric,
+            "bias_inputs": unlabelled(folder) if self._answerer.task.is_classification else [],
+        }
+        return Shape({**facts, **values})
 
 
 class Plan:
@@ -97,11 +107,11 @@ class Plan:
 
     @property
     def edited(self) -> bool:
-        """Whether the training pairs were edited by hand since synthesis wrote them."""
+        """Whether the training pairs were written or edited by hand: synthesis left others."""
         record = self.folder.manifest().stage("synthesis") or {}
         written: Mapping[str, str] = record.get("files", {})
         return any(
-            path.exists() and path.name in written and file_hash(path) != written[path.name]
+            path.exists() and file_hash(path) != written.get(path.name)
             for path in (self.folder.dataset, self.folder.held_out)
         )
 
@@ -109,9 +119,9 @@ class Plan:
         """Raises UserError if pairs that were edited by hand would be written anew."""
         record = self.folder.manifest().stage("synthesis") or {}
         if self.edited:
-            if record["ledger"] != self.shapes.ledger.fingerprint:
+            if record.get("ledger") not in (None, self.shapes.ledger.fingerprint):
                 self._refuse()
-            return Step("synthesis", "reuse", "dataset.jsonl was edited by hand")
+            return Step("synthesis", "reuse", "dataset.jsonl was made or edited by hand")
         place = self.folder.workplace("synthesis", self.shapes.ledger.fingerprint)
         same = record.get("ledger") == self.shapes.ledger.fingerprint
         ledger = self.folder.candidates

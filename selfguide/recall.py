@@ -22,8 +22,8 @@ def measured(folder: RunFolder) -> dict[str, Any]:
 
 
 def unlabelled(folder: RunFolder) -> Unlabelled:
-    """Invented inputs that annotation has seen, for label biases."""
-    candidates = read_candidates(folder.candidates)
+    """Invented inputs that annotation has seen, for label biases; none without a ledger."""
+    candidates = read_candidates(folder.candidates) if folder.candidates.exists() else []
     return [(each.input, each.asked) for each in candidates if each.output is not None]
 
 

@@ -67,15 +67,20 @@ def _work(options: Options, command: list[str], console: Console) -> None:
         return
     folder = RunFolder(Path(settings.out or Path("runs") / task.name))
     if options.dry_run:
+        folder.require_own()
         show_plan(prepared(), settings, folder)
         return
-    _start_as_asked(folder, options.resume, console)
-    with disk_trouble_told(folder.path), folder.lock(), console.logging(folder.log):
-        pipeline = Pipeline(prepared(), settings, folder, console)
-        if options.resume == "always":
-            _insist(pipeline, folder)
-        metrics = pipeline.run(command)
-        _show(metrics, folder, as_json=options.as_json)
+    with disk_trouble_told(folder.path):
+        _require_usable(folder, options.resume)
+        answerer = prepared()  # whatever is wrong with task or model shows before a file changes
+        if options.resume == "never" and folder.path.exists():
+            console.say(f"{folder.path} is now {folder.set_aside()}")
+        with folder.lock(), console.logging(folder.log):
+            pipeline = Pipeline(answerer, settings, folder, console)
+            if options.resume == "always":
+                _insist(pipeline, folder)
+            metrics = pipeline.run(command)
+            _show(metrics, folder, as_json=options.as_json)
 
 
 def _read(options: Options) -> tuple[Task, Settings, tuple[str, ...]]:
@@ -93,11 +98,14 @@ def _read(options: Options) -> tuple[Task, Settings, tuple[str, ...]]:
     return task, chosen, loaded.notes
 
 
-def _start_as_asked(folder: RunFolder, resume: Resume, console: Console) -> None:
-    if resume == "never" and folder.path.exists():
-        console.say(f"{folder.path} is now {folder.set_aside()}")
-    if resume == "always" and not folder.path.exists():
-        raise UserError(f"{folder.path}: no such run to go on with; leave out --resume always")
+def _require_usable(folder: RunFolder, resume: Resume) -> None:
+    if not folder.path.exists():
+        if resume == "always":
+            raise UserError(f"{folder.path}: no such run to go on with; leave out --resume always")
+        return
+    folder.require_own()
+    with folder.lock():  # a second run is refused before it loads a model
+        pass
 
 
 def _insist(pipeline: Pipeline, folder: RunFolder) -> None:

@@ -13,6 +13,7 @@ from engine.files import write_json
 from selfguide.errors import UserError
 
 _CHUNK = 1 << 20
+_COMPLETE = {"fingerprint", "seconds", "peak_mib"}  # every stage's record has these
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Shape:
 class Manifest:
     """The manifest of a run folder; all keys but "stages" describe the latest run.
 
+    A stage with an incomplete record counts as not done.
+
     Args:
         path: of the file, which need not exist.
 
@@ -50,14 +53,18 @@ class Manifest:
     def _read(self) -> dict[str, Any]:
         try:
             values = json.loads(self.path.read_bytes())
-            if not isinstance(values["stages"], dict):
+            stages = values["stages"]
+            if not isinstance(stages, dict):
                 raise TypeError("stages must be an object")
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self.path}: not a manifest ({error}); remove it, or start anew with "
-                "--resume never"
+                f"{self.path}: not a run's manifest ({error}); choose another --out, or start "
+                "anew with --resume never"
             ) from None
-        return dict(values)
+        complete = {
+            n: r for n, r in stages.items() if isinstance(r, dict) and r.keys() >= _COMPLETE
+        }
+        return {**values, "stages": complete}
 
     def stage(self, name: str) -> dict[str, Any] | None:
         """The record of a finished stage; None if it never finished."""

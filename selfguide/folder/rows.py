@@ -11,6 +11,7 @@ from typing import Any
 from engine.files import replacing
 from selfguide.errors import UserError
 from selfguide.method.pairs import Candidate, Pair
+from selfguide.metrics.exact import normalise
 from selfguide.tasks import Task
 from selfguide.tasks.reading import read_text
 
@@ -59,13 +60,19 @@ def read_candidates(path: Path) -> list[Candidate]:
     return candidates
 
 
-def read_pairs(path: Path, task: Task) -> list[Pair]:
+def read_pairs(path: Path, task: Task) -> list[tuple[str, Pair]]:
     """Training pairs, possibly edited by hand: `input` and `output` suffice.
+
+    Outputs that are a label but for case and punctuation become the label as it is written.
+
+    Returns:
+        Each pair with its place, for messages.
 
     Raises:
         UserError: the file cannot be read, or a line is no pair of this task.
     """
-    return [_pair(row, task, f"{path}:{number}") for number, row in read_objects(path)]
+    places = [(f"{path}:{number}", row) for number, row in read_objects(path)]
+    return [(where, _pair(row, task, where)) for where, row in places]
 
 
 def _pair(row: Mapping[str, Any], task: Task, where: str) -> Pair:
@@ -77,11 +84,18 @@ def _pair(row: Mapping[str, Any], task: Task, where: str) -> Pair:
         if not isinstance(value, str) or not value.strip():
             raise UserError(f"{where}: {key}: needs a text that is not empty")
     input, output = (str(text).strip() for text in texts)
-    if task.is_classification and output not in task.labels:
-        raise UserError(f"{where}: output: {output!r} is none of {', '.join(task.labels)}")
+    if task.is_classification:
+        output = _label(output, task, where)
     origin, id = row.get("origin", "synthetic"), row.get("id")
     if origin not in ("example", "synthetic"):
         raise UserError(f"{where}: origin: {origin!r} is neither example nor synthetic")
     if id is not None and type(id) is not int:
         raise UserError(f"{where}: id: {id!r} is no candidate's number; leave it out")
     return Pair(input, output, origin, id)
+
+
+def _label(output: str, task: Task, where: str) -> str:
+    written = {normalise(label): label for label in task.labels}
+    if normalise(output) not in written:
+        raise UserError(f"{where}: output: {output!r} is none of {', '.join(task.labels)}")
+    return written[normalise(output)]

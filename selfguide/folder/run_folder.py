@@ -21,23 +21,30 @@ from filelock import FileLock, Timeout
 from engine.files import write_atomic, write_json
 from selfguide.errors import UserError
 from selfguide.folder.manifest import Manifest, Shape, file_hashes
+from selfguide.folder.temporary import becomes, remove_all_temporaries, remove_temporaries
 
 _RECORD = "stage.json"
-_LATER_THAN_SYNTHESIS = (
-    "dataset.jsonl",
-    "held_out.jsonl",
-    "adapter",
-    "expert.json",
-    "evaluation.jsonl",
-    "predictions.jsonl",
-    "metrics.json",
-)
+_MEASURED = ("evaluation.jsonl", "predictions.jsonl", "metrics.json")
+_LATER_THAN_SYNTHESIS = ("dataset.jsonl", "held_out.jsonl", "adapter", "expert.json", *_MEASURED)
+_WRITTEN = ("candidates.jsonl", *_LATER_THAN_SYNTHESIS, "report.html", "manifest.json", ".pid")
+_BEFORE_A_MANIFEST = (".lock", ".pid", "log.txt")  # what the first moments of a run leave
 
 
 class RunFolder:
-    """Where a run keeps everything; nothing is made before `lock`."""
+    """Where a run keeps everything; nothing is made before `lock`.
+
+    Args:
+        path: of the folder, which need not exist.
+
+    Raises:
+        UserError: no folder can have this name.
+    """
 
     def __init__(self, path: Path) -> None:
+        if "\0" in str(path):
+            raise UserError(f"{str(path)!r}: no folder can have this name; choose another --out")
+        if path.name in ("", ".."):  # such a path does not tell the folder's name
+            path = path.resolve()
         self.path = path
         self.candidates = path / "candidates.jsonl"
         self.dataset = path / "dataset.jsonl"
@@ -57,6 +64,18 @@ class RunFolder:
     def manifest(self) -> Manifest:
         """The manifest as it is on disk; an empty one if there is none."""
         return Manifest(self._manifest)
+
+    def require_own(self) -> None:
+        """Raises UserError if files lie there that no run has made; changes nothing."""
+        if self._manifest.exists() or not self.path.is_dir():
+            return
+        names = sorted(each.name for each in self.path.iterdir())
+        strange = [n for n in names if n not in _BEFORE_A_MANIFEST and not becomes(n)]
+        if strange:
+            raise UserError(
+                f"{self.path}: has files but is no run folder ({', '.join(strange[:3])}"
+                f"{', ...' if len(strange) > 3 else ''}; no manifest.json); choose another --out"
+            )
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -86,13 +105,19 @@ class RunFolder:
         return f"another run{pid} is at work in this folder; wait for it, or choose another --out"
 
     def set_aside(self) -> Path:
-        """Gives the folder the first free name of the form `x.1`; returns it."""
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
-            number += 1
+        """Gives the folder the first free name of the form `x.1`; returns it.
+
+        Raises:
+            UserError: another run, or whoever started this one, is at work in it.
+        """
+        here = Path.cwd()
+        if self.path.resolve() in (here, *here.parents):
+            raise UserError(
+                f"{self.path}: cannot be renamed while you are in it; give the command elsewhere"
+            )
+        aside = _free(self.path)
         with self.lock():
-            pass
-        self.path.rename(aside)
+            self.path.rename(aside)
         return aside
 
     def workplace(self, stage: str, fingerprint: str) -> Path:
@@ -116,13 +141,16 @@ class RunFolder:
 
     def recover(self) -> None:
         """Ends the publications that a killed run had begun, and removes its half-written files."""
-        for half in self.path.rglob(".*.tmp"):
-            half.unlink()
+        remove_temporaries(self.path, _WRITTEN)
+        for own in (self._unfinished, self.cache):
+            remove_all_temporaries(own)
         for record in sorted(self._unfinished.glob(f"*/{_RECORD}")):
             self._move_in(record.parent)
 
     def _move_in(self, workplace: Path) -> None:
         begun = json.loads((workplace / _RECORD).read_bytes())
+        if begun["stage"] == "finetune":
+            self._forget_scores()
         for name in begun["names"]:
             if (workplace / name).exists():
                 self._replace(workplace / name, self.path / name)
@@ -146,22 +174,37 @@ class RunFolder:
         else:
             os.replace(new, place)
 
-    def set_results_aside(self) -> bool:
-        """Moves the results of earlier settings to `earlier/`; whether there were any."""
+    def _forget_scores(self) -> None:
+        """Removes what was measured of an expert that is about to be replaced."""
+        for path in (*(self.path / name for name in _MEASURED), self.report):
+            path.unlink(missing_ok=True)
+        manifest = self.manifest()
+        if manifest.values["stages"].pop("evaluate", None):
+            manifest.write()
+
+    def set_results_aside(self) -> Path | None:
+        """Moves the results of earlier settings to `earlier.1`, `earlier.2`, ...; returns where."""
         found = [name for name in _LATER_THAN_SYNTHESIS if (self.path / name).exists()]
         if not found:
-            return False
-        earlier = self.path / "earlier"
-        shutil.rmtree(earlier, ignore_errors=True)
+            return None
+        earlier = _free(self.path / "earlier")
         earlier.mkdir()
         for name in found:
             (self.path / name).rename(earlier / name)
-        return True
+        return earlier
 
     def intact(self, record: Mapping[str, Any]) -> bool:
         """Whether the results of a finished stage are still what it wrote."""
         files: dict[str, str] = record.get("files", {})
         return file_hashes(self.path, files) == files
+
+
+def _free(path: Path) -> Path:
+    """The first of the names `x.1`, `x.2`, ... that nothing has."""
+    number = 1
+    while (free := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return free
 
 
 def stage_record(shape: Shape, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import errno
-import re
 from pathlib import Path
 
 from selfguide.errors import UserError
+from selfguide.folder.temporary import becomes
 
+_ANOTHER = "choose another --out"
 _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",
-    errno.EACCES: "allow writing there, or choose another --out",
-    errno.EPERM: "allow writing there, or choose another --out",
-    errno.EROFS: "choose another --out",
-    errno.ENOTDIR: "choose another --out",
-    errno.EEXIST: "choose another --out",
+    errno.EACCES: f"allow writing there, or {_ANOTHER}",
+    errno.EPERM: f"allow writing there, or {_ANOTHER}",
+    errno.EROFS: _ANOTHER,
+    errno.ENOTDIR: _ANOTHER,
+    errno.EEXIST: _ANOTHER,
+    errno.ENAMETOOLONG: _ANOTHER,
 }
-_TEMPORARY = re.compile(r"^\.(.+)\.\d+\.tmp$")
 
 
 def disk_trouble(error: OSError, folder: Path) -> UserError | None:
@@ -27,13 +28,14 @@ def disk_trouble(error: OSError, folder: Path) -> UserError | None:
 
     Args:
         error: as Python raised it; errors of a full disk name no file.
-        folder: the run's.
+        folder: the run's; an error that names it, or a path within, is always for the user.
     """
-    remedy = _REMEDIES.get(error.errno or 0)
+    path = Path(error.filename) if isinstance(error.filename, str) else folder
+    ours = isinstance(error.filename, str) and (path == folder or folder in path.parents)
+    remedy = _REMEDIES.get(error.errno or 0) or (_ANOTHER if ours else None)
     if remedy is None:
         return None
-    path = Path(error.filename) if isinstance(error.filename, str) else folder
-    path = path.with_name(_TEMPORARY.sub(r"\1", path.name))
+    path = path.with_name(becomes(path.name) or path.name) if path.name else path
     return UserError(
         f"{path}: {error.strerror}; {remedy} and give the same command again (what was finished "
         "is kept)"

@@ -92,8 +92,8 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_news_and_warnings_are_logged_with_the_time(tmp_path: Path) -> None:
     stream = io.StringIO()
     console = Console(stream)
+    console.say("one")
     with console.logging(tmp_path / "log.txt"):
-        console.say("one")
         console.warn("two")
         console.watch("progress")(_at(1))
     console.say("three")
@@ -119,7 +119,8 @@ def test_the_first_signal_waits_for_a_pause_and_the_second_does_not(
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
     said = capfd.readouterr().err
-    assert said.strip() == "stopping after the rows in hand; Ctrl-C again stops at once"
+    assert said.startswith("\nstopping in a moment: finished rounds, checkpoints")
+    assert said.endswith("kept; Ctrl-C again stops at once\n")
 
 
 @pytest.mark.parametrize(

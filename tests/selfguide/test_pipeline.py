@@ -5,12 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import engine
 import engine.llm
+from selfguide.folder.rows import write_rows
+from selfguide.folder.run_folder import RunFolder
+from selfguide.method.evaluate import evaluate
+from selfguide.method.pairs import Candidate
+from selfguide.plan import Shapes
+from tests.selfguide.method import tiny
 from tests.selfguide.tiny_runs import labelled_task_file, results, run, stages, task_file
 
 _ALL = ("synthesis", "finetune", "evaluate")
@@ -175,6 +183,62 @@ def test_too_few_pairs_end_the_run_with_a_report_and_can_be_accepted(
     assert len((out / "candidates.jsonl").read_text().splitlines()) == 8
 
 
+def test_pairs_written_by_hand_after_too_few_are_used_and_kept(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task, out = task_file(tmp_path), tmp_path / "run"
+    assert run(task, out, "--max-candidates", "8", "--at-least", "8") == 3
+    rows = [{"input": f"my {word}", "output": f"MY {word.upper()}"} for word in ("own", "hat")]
+    mine = "".join(json.dumps(row) + "\n" for row in rows)
+    (out / "dataset.jsonl").write_text(mine)
+    assert run(task, out, "--max-candidates", "8") == 0
+    assert "synthesis is kept (dataset.jsonl was made or edited by hand)" in capfd.readouterr().err
+    assert (out / "dataset.jsonl").read_text() == mine
+    assert stages(out)["finetune"]["pairs"] == 2
+
+
+def test_a_pair_too_long_to_train_on_is_named_by_its_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task, out = task_file(tmp_path), tmp_path / "run"
+    assert run(task, out) == 0
+    with (out / "dataset.jsonl").open("a") as file:
+        file.write(json.dumps({"input": "long", "output": "WORD " * 2000}) + "\n")
+    number = len((out / "dataset.jsonl").read_text().splitlines())
+    assert run(task, out) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {out}/dataset.jsonl:{number}: with its prompt the pair takes ")
+    assert "the model's context is 1024" in error
+
+
+def test_inputs_for_label_biases_shape_the_scores(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    answerer = tiny.answerer(tiny.CLASSES)
+    shapes = [Shapes(answerer, replace(tiny.QUICK, decision=d)) for d in ("auto", "bias_removed")]
+    seen = set()
+    for text in ("one", "two"):
+        candidate = Candidate(0, 0, "record", text, "odd", 7, "odd")
+        write_rows(folder.candidates, [candidate.row()])
+        seen |= {each.evaluate(folder).fingerprint for each in shapes}
+        seen |= {each.finetune(folder).fingerprint for each in shapes}
+    assert len(seen) == 4 + 3  # training alone is the same whatever the inputs
+
+
+def test_ctrl_c_at_the_end_of_evaluation_leaves_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, out = task_file(tmp_path), tmp_path / "run"
+
+    def interrupted(*args):  # type: ignore[no-untyped-def]
+        made = evaluate(*args)
+        os.kill(os.getpid(), signal.SIGINT)
+        return made
+
+    monkeypatch.setattr("selfguide.pipeline.evaluate", interrupted)
+    assert run(task, out) == 0
+    assert (out / "report.html").exists()
+
+
 def test_results_of_other_settings_outlive_a_run_with_too_few_pairs(tmp_path: Path) -> None:
     task, out = task_file(tmp_path), tmp_path / "run"
     assert run(task, out) == 0
@@ -182,7 +246,7 @@ def test_results_of_other_settings_outlive_a_run_with_too_few_pairs(tmp_path: Pa
     few = ("--seed", "7", "--max-candidates", "8", "--at-least", "8")
     assert run(task, out, *few) == 3
     assert not (out / "metrics.json").exists()
-    assert (out / "earlier" / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
+    assert (out / "earlier.1" / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
 
 
 def test_a_full_disk_loses_nothing(

@@ -66,7 +66,7 @@ def _scores(out: Path) -> dict[str, float]:
     return {system["key"]: system["score"] for system in metrics["systems"]}
 
 
-def test_a_second_run_is_refused_and_ctrl_c_stops_between_rows(tmp_path: Path) -> None:
+def test_a_second_run_is_refused_and_ctrl_c_stops_it_soon(tmp_path: Path) -> None:
     task, out = task_file(tmp_path), tmp_path / "run"
     long = ("--pairs", "2000", "--max-candidates", "4000")
     process = start(task, out, *long)
@@ -78,7 +78,7 @@ def test_a_second_run_is_refused_and_ctrl_c_stops_between_rows(tmp_path: Path) -
     process.send_signal(signal.SIGINT)
     code, stdout, err = _ends(process)
     assert (code, stdout) == (130, "")
-    assert "stopping after the rows in hand" in err
+    assert "stopping in a moment: finished rounds" in err
     command = " ".join(["python", "-m", "selfguide.run", *arguments(task, out, *long)[:3]])
     assert err.splitlines()[-1].startswith(f"stopped; go on with: {command}")
     assert len(_ledger(out)) % 8 == 0
@@ -97,6 +97,48 @@ def test_resume_never_keeps_the_old_run_and_always_insists(
     assert results(tmp_path / "run.1") == before
     assert run(task, out, "--resume", "always", "--seed", "5") == 2
     assert "nothing in it fits" in capfd.readouterr().err
+
+
+def test_resume_never_with_a_mistake_leaves_the_old_run_in_its_place(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task, out = task_file(tmp_path), tmp_path / "run"
+    assert run(task, out) == 0
+    assert run(task, out, "--resume", "never", "--model", str(tmp_path / "none")) == 2
+    assert run(task, out, "--resume", "never", "--decision", "direct") == 2
+    assert "decision: direct needs a task with labels" in capfd.readouterr().err
+    assert (out / "metrics.json").exists()
+    assert not (tmp_path / "run.1").exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--resume", "never"), ("--dry-run",)])
+def test_a_folder_that_is_no_run_is_refused_untouched(
+    tmp_path: Path, more: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    task, out = task_file(tmp_path), tmp_path / "mine"
+    (out / "adapter").mkdir(parents=True)
+    (out / "dataset.jsonl").write_text("mine")
+    assert run(task, out, *more) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {out}: has files but is no run folder (adapter, dataset.jsonl")
+    assert sorted(each.name for each in out.iterdir()) == ["adapter", "dataset.jsonl"]
+    assert (out / "dataset.jsonl").read_text() == "mine"
+    assert not (tmp_path / "mine.1").exists()
+
+
+@pytest.mark.parametrize("out", [".", "/", "/proc/x", "x" * 300])
+def test_a_folder_that_cannot_be_written_to_is_one_line(
+    tmp_path: Path,
+    out: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    task = task_file(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments(task, Path(out))) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "choose another --out" in error
 
 
 def test_preview_and_dry_run_leave_no_trace(

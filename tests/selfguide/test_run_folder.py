@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from selfguide.ending import disk_trouble_told
 from selfguide.errors import UserError
 from selfguide.folder.manifest import Shape
 from selfguide.folder.rows import read_candidates, read_pairs, write_rows
@@ -26,6 +27,8 @@ _TASK = Task(
     labels={"good": "good", "bad": "bad"},
 )
 
+_MEASURED = {"seconds": 1.0, "peak_mib": 90.0}
+
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     candidates = [
@@ -36,7 +39,8 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     write_rows(tmp_path / "candidates.jsonl", (each.row() for each in candidates))
     write_rows(tmp_path / "dataset.jsonl", (each.row() for each in pairs))
     assert read_candidates(tmp_path / "candidates.jsonl") == candidates
-    assert read_pairs(tmp_path / "dataset.jsonl", _TASK) == pairs
+    path = tmp_path / "dataset.jsonl"
+    assert read_pairs(path, _TASK) == [(f"{path}:1", pairs[0]), (f"{path}:2", pairs[1])]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,13 @@ def test_a_slip_in_a_hand_edited_file_is_named_by_its_line(
 def test_a_hand_written_row_needs_input_and_output_only(tmp_path: Path) -> None:
     path = tmp_path / "dataset.jsonl"
     path.write_text('{"output": " bad", "input": "no salt "}\n', encoding="utf-8")
-    assert read_pairs(path, _TASK) == [Pair("no salt", "bad", "synthetic")]
+    assert read_pairs(path, _TASK) == [(f"{path}:1", Pair("no salt", "bad", "synthetic"))]
+
+
+def test_a_label_may_be_written_in_another_case_and_with_a_full_stop(tmp_path: Path) -> None:
+    path = tmp_path / "dataset.jsonl"
+    path.write_text('{"output": "Bad.", "input": "no salt"}\n', encoding="utf-8")
+    assert [pair.output for _, pair in read_pairs(path, _TASK)] == ["bad"]
 
 
 def test_a_second_process_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
@@ -95,7 +105,9 @@ def test_results_are_published_together_with_their_record(tmp_path: Path) -> Non
     folder = RunFolder(tmp_path)
     for text in ("first", "second"):
         place, shape = _prepare(folder, text)
-        folder.publish("finetune", place, ["adapter", "expert.json"], stage_record(shape, {"n": 1}))
+        folder.publish(
+            "finetune", place, ["adapter", "expert.json"], stage_record(shape, _MEASURED)
+        )
         record = folder.manifest().stage("finetune")
         assert record is not None
         assert record["fingerprint"] == shape.fingerprint
@@ -117,12 +129,14 @@ def test_a_publication_cut_short_at_any_moment_is_done_later(
 ) -> None:
     folder = RunFolder(tmp_path)
     place, shape = _prepare(folder, "old")
-    folder.publish("finetune", place, ["adapter", "expert.json"], stage_record(shape, {}))
+    folder.publish("finetune", place, ["adapter", "expert.json"], stage_record(shape, _MEASURED))
     place, shape = _prepare(folder, "new")
     with monkeypatch.context() as patch:
         _kill_at(patch, moment)
         try:
-            folder.publish("finetune", place, ["adapter", "expert.json"], stage_record(shape, {}))
+            folder.publish(
+                "finetune", place, ["adapter", "expert.json"], stage_record(shape, _MEASURED)
+            )
         except _Killed:
             begun = (place / "stage.json").exists() or folder.expert.read_text() == "new"
         else:
@@ -159,7 +173,7 @@ def test_what_changed_is_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     place, _ = _prepare(folder, "x")
     shape = Shape({"epochs": 3, "lr": 1e-4, "gone": None})
-    folder.publish("finetune", place, ["expert.json"], stage_record(shape, {}))
+    folder.publish("finetune", place, ["expert.json"], stage_record(shape, _MEASURED))
     now = Shape({"epochs": 1, "lr": 1e-4, "new": 2})
     assert folder.manifest().changes("finetune", now) == ["epochs", "gone", "new"]
     assert folder.manifest().changes("finetune", shape) == []
@@ -174,18 +188,97 @@ def test_starting_anew_keeps_the_old_folder(tmp_path: Path) -> None:
         assert (tmp_path / f"x.{number}" / "note").read_text() == str(number)
 
 
+def test_a_folder_that_a_run_or_the_user_is_in_keeps_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "x")
+    with folder.lock(), pytest.raises(UserError, match="another run"):
+        RunFolder(tmp_path / "x").set_aside()
+    monkeypatch.chdir(tmp_path / "x")
+    with pytest.raises(UserError, match="while you are in it"):
+        RunFolder(Path()).set_aside()
+    assert folder.path.is_dir()
+
+
 def test_earlier_results_are_moved_not_lost(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    assert not folder.set_results_aside()
-    folder.expert.write_text("{}")
-    assert folder.set_results_aside()
-    assert (tmp_path / "earlier" / "expert.json").read_text() == "{}"
+    assert folder.set_results_aside() is None
+    for number in (1, 2):
+        folder.expert.write_text(str(number))
+        assert folder.set_results_aside() == tmp_path / f"earlier.{number}"
+    for number in (1, 2):
+        assert (tmp_path / f"earlier.{number}" / "expert.json").read_text() == str(number)
+
+
+def test_a_folder_of_others_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.lock():
+        folder.log.write_text("")
+    folder.require_own()  # a run that was killed at once left no more than this
+    (tmp_path / "dataset.jsonl").write_text("mine")
+    with pytest.raises(UserError, match=r"has files but is no run folder \(dataset\.jsonl; no man"):
+        folder.require_own()
+    folder.manifest().write()
+    folder.require_own()
+
+
+def test_only_half_written_files_of_runs_are_removed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    ours = [
+        *(tmp_path / name for name in (".metrics.json.12.tmp", "..pid.7.tmp")),
+        *(tmp_path / at / ".clock.json.12.tmp" for at in ("cache", "unfinished/evaluate-0")),
+    ]
+    theirs = [
+        *(tmp_path / name for name in (".notes.md.12.tmp", ".metrics.json.tmp", "x.tmp")),
+        tmp_path / "pictures" / ".metrics.json.12.tmp",
+        tmp_path / "cache" / ".swap.tmp",
+    ]
+    for path in (*ours, *theirs):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    (tmp_path / ".report.html.3.tmp").mkdir()
+    folder.recover()
+    assert [path for path in ours if path.exists()] == []
+    assert [path for path in theirs if not path.exists()] == []
+    assert (tmp_path / ".report.html.3.tmp").is_dir()
+
+
+def test_a_new_expert_is_not_shown_with_the_scores_of_the_old_one(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for stage, names in (("finetune", ["expert.json"]), ("evaluate", ["metrics.json"])):
+        _publish(folder, stage, names)
+    folder.report.write_text("")
+    assert set(folder.manifest().values["stages"]) == {"finetune", "evaluate"}
+    _publish(folder, "finetune", ["expert.json"])
+    assert set(folder.manifest().values["stages"]) == {"finetune"}
+    assert not folder.metrics.exists()
+    assert not folder.report.exists()
+
+
+def _publish(folder: RunFolder, stage: str, names: list[str]) -> None:
+    shape = Shape({"stage": stage})
+    place = folder.workplace(stage, shape.fingerprint)
+    place.mkdir(parents=True)
+    for name in names:
+        (place / name).write_text("{}")
+    folder.publish(stage, place, names, stage_record(shape, _MEASURED))
+
+
+def test_a_stage_with_an_incomplete_record_counts_as_not_done(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    _publish(folder, "finetune", ["expert.json"])
+    manifest = folder.manifest()
+    assert manifest.stage("finetune") is not None
+    del manifest.values["stages"]["finetune"]["fingerprint"]
+    manifest.values["stages"]["evaluate"] = "done"
+    manifest.write()
+    assert folder.manifest().values["stages"] == {}
 
 
 def test_a_broken_manifest_is_one_clear_line(tmp_path: Path) -> None:
     for text in ("{", '{"stages": []}', "{}"):
         (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(UserError, match=r"manifest\.json: not a manifest"):
+        with pytest.raises(UserError, match=r"manifest\.json: not a run's manifest"):
             RunFolder(tmp_path).manifest()
 
 
@@ -206,6 +299,22 @@ def test_disk_trouble_names_the_file_and_the_remedy(tmp_path: Path) -> None:
     denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
     assert str(disk_trouble(denied, tmp_path)).startswith(f"{tmp_path}/log.txt: Permission denied")
     assert disk_trouble(OSError(errno.EPIPE, "Broken pipe"), tmp_path) is None
+    assert str(disk_trouble(full, Path())).startswith(".: No space left on device; free")
+    for path in (tmp_path, tmp_path / "x"):  # whatever it is, within the folder it is the user's
+        odd = OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        assert str(disk_trouble(odd, tmp_path)).startswith(f"{path}: Input/output error; choose")
+    assert disk_trouble(OSError(errno.EIO, "Input/output error", "/elsewhere"), tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_a_name_that_no_folder_can_have_is_one_clear_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="choose another --out"):
+        _lock(tmp_path / name)
+
+
+def _lock(path: Path) -> None:
+    with disk_trouble_told(path), RunFolder(path).lock():
+        pass
 
 
 def test_the_manifest_is_readable_json(tmp_path: Path) -> None:
