@@ -30,6 +30,17 @@ class Observer(Protocol):
         """
 
 
+def stoppable(observer: Observer, title: str) -> Watch:
+    """Like `observer.watch`, for work that may also be stopped where it stands: it is done anew."""
+    watch = observer.watch(title)
+
+    def show(progress: Progress | TrainProgress) -> None:
+        watch(progress)
+        observer.pause_point()
+
+    return show
+
+
 class Silent:
     """Shows nothing and never stops; keeps the warnings."""
 

@@ -17,7 +17,7 @@ from selfguide.method.collapse import at_chance, collapsed
 from selfguide.method.filters import INPUT_FILTERS, OUTPUT_FILTERS, Context, sift
 from selfguide.method.inputs import Inventor
 from selfguide.method.pairs import Candidate, Pair
-from selfguide.observer import Observer
+from selfguide.observer import Observer, stoppable
 from selfguide.settings import Settings
 
 _HELD_OUT = 0.1  # share of the synthetic pairs that is not trained on
@@ -58,7 +58,7 @@ def synthesise(
         settings: of the run.
         known: candidates of rounds that an earlier run finished.
         save: called with the whole ledger after each round and at the end.
-        observer: sees progress and warnings, and may stop between rounds.
+        observer: sees progress and warnings, and may stop at any step: the round in hand is lost.
 
     Raises:
         TooFewPairs: fewer than `settings.at_least` survive; the ledger was saved.
@@ -136,7 +136,7 @@ class _Rounds:
         for candidate in fresh:
             self._sift_input(candidate)
         sound = [candidate for candidate in fresh if candidate.filter is None]
-        self.annotator.annotate(sound, self.observer.watch(f"round {number + 1}: annotating"))
+        self.annotator.annotate(sound, stoppable(self.observer, f"round {number + 1}: annotating"))
         self.ledger += fresh
         self._judge()
         self.observer.say(
@@ -154,7 +154,7 @@ class _Rounds:
         ]
 
     def _invented(self, number: int, count: int) -> list[Candidate]:
-        watch = self.observer.watch(f"round {number + 1}: inventing inputs")
+        watch = stoppable(self.observer, f"round {number + 1}: inventing inputs")
         asked = self._wanted(count)
         return self._inventor.invent(len(self.ledger), number, asked, self.survivors, watch)
 

@@ -18,6 +18,7 @@ from tests.selfguide.method.mood import MOOD, answerer
 
 FREE = Task("free", "Go on.", (Example("one two", "three"), Example("four five six", "seven")))
 LOOSE = Settings(filters=(), pairs=8, at_least=0, round_size=8, max_candidates=64, votes=2)
+EAGER = replace(LOOSE, pairs=40)
 
 
 def run(
@@ -70,16 +71,20 @@ def test_going_on_after_any_round_ends_in_the_same_ledger(task: Task) -> None:
         assert run(task, known=known)[0].candidates == whole.candidates
 
 
-def test_stopping_between_rounds_keeps_what_was_done() -> None:
+@pytest.mark.parametrize("rounds", [0, 1, 2])
+def test_stopping_within_a_round_keeps_those_before_it(rounds: int) -> None:
+    saved: list[list[Candidate]] = []
+
     class Stopping(Silent):
         def pause_point(self) -> None:
-            raise Interrupted("enough")
+            if len(saved) == rounds:
+                raise Interrupted("enough")
 
-    saved: list[list[Candidate]] = []
     with pytest.raises(Interrupted):
-        synthesise(answerer(FREE), LOOSE, [], lambda r: saved.append(deepcopy(r)), Stopping())
-    assert len(saved[-1]) == LOOSE.round_size
-    assert run(known=saved[-1])[0].candidates == run()[0].candidates
+        synthesise(answerer(FREE), EAGER, [], lambda r: saved.append(deepcopy(r)), Stopping())
+    known = saved[-1] if saved else []
+    assert len(known) == rounds * EAGER.round_size
+    assert run(FREE, EAGER, known)[0].candidates == run(FREE, EAGER)[0].candidates
 
 
 def test_labels_are_asked_for_in_turn_and_what_is_missing_more_often() -> None:
