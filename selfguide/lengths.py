@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from selfguide.errors import UserError
 from selfguide.method.answering import Answerer
+from selfguide.method.expert import Way
 from selfguide.method.finetune import training_examples
 from selfguide.method.ground import drawn
 from selfguide.method.pairs import Pair
+from selfguide.method.systems import Answering, Both
 from selfguide.prompts import TEMPLATES, Asking
 from selfguide.settings import Settings
 
@@ -52,21 +54,42 @@ def require_learnable(
             )
 
 
+def require_answerable(answerer: Answerer, way: Answering, inputs: Sequence[Named]) -> None:
+    """Raises UserError if an input does not fit into what `way` lets the model read."""
+    if way.asking is None:
+        return
+    channel = isinstance(way, Way) and way.decision == "channel"
+    if not channel:
+        require_fit(answerer, way.asking, inputs)
+    if channel or isinstance(way, Both):
+        _require_channel_fit(answerer, inputs)
+
+
 def require_fit(
     answerer: Answerer, asking: Asking, inputs: Sequence[Named], source: str = ""
 ) -> None:
     """Raises UserError if an input's prompt and answer take more than the model's context."""
     tokenizer, prompts = answerer.llm.tokenizer, answerer.prompts
-    context = answerer.llm.model.config.max_positions
     encoded = tokenizer.encode_batch([prompts.answer(text, asking) for _, text in inputs])
     for (where, text), ids in zip(inputs, encoded, strict=True):
-        needed = len(ids) + answerer.budget(text)
-        if needed > context:
-            raise UserError(
-                f"{source}{where}: with its prompt and room for the answer it takes {needed} "
-                f"tokens, but the model's context is {context}; shorten it, leave it out, or use "
-                "another --model"
-            )
+        _require_room(answerer, len(ids) + answerer.budget(text), f"{source}{where}")
+
+
+def _require_channel_fit(answerer: Answerer, inputs: Sequence[Named]) -> None:
+    task = answerer.task
+    records = [answerer.prompts.record(task.examples, label) for label in task.labels]
+    longest = max(map(len, answerer.llm.tokenizer.encode_batch(records)))
+    for where, text in inputs:
+        _require_room(answerer, longest + answerer.count(f" {text}"), where)
+
+
+def _require_room(answerer: Answerer, needed: int, where: str) -> None:
+    context = answerer.llm.model.config.max_positions
+    if needed > context:
+        raise UserError(
+            f"{where}: with its prompt and room for the answer it takes {needed} tokens, but the "
+            f"model's context is {context}; shorten it, leave it out, or use another --model"
+        )
 
 
 def _numbered(place: str, texts: Iterable[tuple[int, str]]) -> list[Named]:

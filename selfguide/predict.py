@@ -18,7 +18,7 @@ from selfguide.console import Console
 from selfguide.ending import ended
 from selfguide.errors import UserError
 from selfguide.folder.run_folder import RunFolder
-from selfguide.lengths import Named, require_fit
+from selfguide.lengths import Named, require_answerable
 from selfguide.method.expert import Answer, Expert
 from selfguide.method.systems import Answering
 from selfguide.options import Parser
@@ -46,7 +46,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="text",
         help="an input, - (standard input, a text a line) or a .jsonl file of objects with input",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print JSON lines, with the labels' probabilities (a terminal shows them without it)",
+    )
     parser.add_argument(
         "--system",
         default="expert",
@@ -62,20 +66,22 @@ def _work(options: argparse.Namespace, console: Console) -> None:
     folder = RunFolder(options.folder)
     _require_finished(folder)
     expert = Expert.load(folder.path)
-    inputs = list(_inputs(options.texts))
+    given = list(_inputs(options.texts))
+    inputs = [each for each in given if each[1]]
     llm = engine.load(options.model or expert.model, device=options.device)
     answerer = expert.attach(llm, folder.path)
-    require_fit(answerer, expert.way.asking, inputs)
     way = _way(options.system, folder, expert, llm, console)
+    require_answerable(answerer, way, inputs)
     watch = console.watch("answering")
 
     def progress(now: engine.Progress) -> None:
         watch(now)
         console.pause_point()
 
-    answers = way.answer(answerer, [each for _, each in inputs], progress)
-    for (_, given), answer in zip(inputs, answers, strict=True):
-        print(_line(given, answer, as_json=options.json, alone=len(inputs) == 1))
+    answers = iter(way.answer(answerer, [each for _, each in inputs], progress))
+    for _, asked in given:
+        answer = next(answers) if asked else Answer("")
+        print(_line(asked, answer, as_json=options.json, alone=len(given) == 1))
 
 
 def _require_finished(folder: RunFolder) -> None:
@@ -91,32 +97,50 @@ def _require_finished(folder: RunFolder) -> None:
 def _way(
     system: str, folder: RunFolder, expert: Expert, llm: engine.LLM, console: Console
 ) -> Answering:
-    recommended = measured(folder).get("recommended", "expert")
+    recommended = measured(folder).get("recommended")
     if system == "expert":
-        if recommended != "expert":
+        if recommended not in (None, "expert"):
             console.say(f"note: this run's report recommends --system {recommended}")
         return expert.way
-    key = recommended if system == "recommended" else system
-    return recall(key, folder, expert, llm)
+    if system != "recommended":
+        return recall(system, folder, expert, llm)
+    if recommended is None:
+        raise UserError(
+            f"{folder.path}: recommends nothing, as its evaluation is not finished or could not "
+            "judge the expert; leave out --system recommended"
+        )
+    return recall(recommended, folder, expert, llm)
 
 
 def _inputs(texts: Sequence[str]) -> Iterator[Named]:
-    """Every input, with where it came from.
+    """Every input, with where it came from; "" for an empty line of standard input.
 
     Raises:
-        UserError: one is empty, or a file cannot be read.
+        UserError: another one is empty, or a file cannot be read.
     """
     for number, given in enumerate(texts, start=1):
         if given == "-":
-            lines = enumerate(sys.stdin.read().removesuffix("\n").split("\n"), start=1)
-            named = [(f"standard input, line {at}", line) for at, line in lines]
-        elif given.endswith(".jsonl"):
+            yield from _lines(sys.stdin.read())
+        elif _is_file(given):
             rows = read_rows(Path(given).expanduser())
-            named = [(where, _input(row, where)) for row, where in rows]
+            yield from ((where, _input(row, where)) for row, where in rows)
         else:
-            named = [(f"text {number}", given)]
-        for where, value in named:
-            yield where, text(value, where)
+            yield f"text {number}", text(given, f"text {number}")
+
+
+def _lines(given: str) -> Iterator[Named]:
+    if not given.strip():
+        raise UserError("standard input: no text in it; give a text a line")
+    for number, line in enumerate(given.removesuffix("\n").split("\n"), start=1):
+        where = f"standard input, line {number}"
+        yield where, text(line, where) if line.strip() else ""
+
+
+def _is_file(given: str) -> bool:
+    """Whether a text is meant as a file's name; a sentence may end like one."""
+    if not given.endswith(".jsonl"):
+        return False
+    return " " not in given or Path(given).expanduser().is_file()
 
 
 def _input(row: object, where: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -44,17 +45,25 @@ def show_result(metrics: dict[str, Any], folder: RunFolder) -> None:
     terminal.print()
     terminal.print(_scores(metrics))
     terminal.print()
-    recommended = metrics["recommended"]
-    judged = metrics["expert"] is not None
-    extra = f" --system {recommended}" if judged and recommended != "expert" else ""
     lines = Table.grid(padding=(0, 2))
-    for name, value in (
-        ("report", folder.report),
-        ("adapter", folder.adapter),
-        ("use it", f'python -m selfguide.predict {folder.path}{extra} "..."'),
-    ):
-        lines.add_row(f"[dim]{name}[/]", escape(str(value)))
+    lines.add_row("[dim]report[/]", escape(str(folder.report)))
+    lines.add_row("[dim]adapter[/]", escape(str(folder.adapter)))
+    command = _command(metrics, folder)
+    if command:
+        lines.add_row("[dim]use it[/]", escape(command))
     terminal.print(lines)
+
+
+def _command(metrics: dict[str, Any], folder: RunFolder) -> str | None:
+    """How to use what did best; None where nothing beats answering without any model."""
+    recommended = metrics["recommended"]
+    groups = {system["key"]: system["group"] for system in metrics["systems"]}
+    if groups.get(recommended) == "floor":
+        return None
+    judged = metrics["expert"] is not None
+    other = judged and recommended not in (None, "expert")
+    system = f" --system {recommended}" if other else ""
+    return f'python -m selfguide.predict {shlex.quote(str(folder.path))}{system} "..."'
 
 
 def _scores(metrics: dict[str, Any]) -> Table:

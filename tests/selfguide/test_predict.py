@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from selfguide.method.expert import Expert
 from selfguide.predict import main
 from tests.engine import tiny_models, tiny_tokenizers
 from tests.selfguide.method import tiny
@@ -105,6 +106,66 @@ def test_an_input_that_does_not_fit_is_named(
 ) -> None:
     assert main([str(expert), "short", "word " * 3000]) == 2
     assert "error: text 2: " in capsys.readouterr().err
+
+
+def test_an_input_that_does_not_fit_another_systems_prompt_is_named(
+    expert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = _as_long_as_fits(expert)
+    assert _rows(capsys, str(expert), text)[0]["output"] in ("long", "short")
+    for system, given in (("few_shot", text), ("few_shot_channel", "word " * 3000)):
+        assert main([str(expert), given, "--system", system]) == 2
+        assert "error: text 1: with its prompt" in capsys.readouterr().err
+    assert main([str(expert), "word " * 3000, "--system", "majority"]) == 0
+
+
+def _as_long_as_fits(folder: Path) -> str:
+    expert = Expert.load(folder)
+    answerer = expert.attach(tiny.llm(), folder)
+    text = ""
+    while True:
+        longer = f"{text} word".strip()
+        prompt = answerer.prompts.answer(longer, expert.way.asking)
+        if answerer.count(prompt) + answerer.budget(longer) >= 1024:
+            return text
+        text = longer
+
+
+def test_an_empty_line_of_standard_input_gets_an_empty_answer(
+    expert: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one teal\n\none red\n"))
+    rows = _rows(capsys, str(expert), "-")
+    assert [row["input"] for row in rows] == ["one teal", "", "one red"]
+    assert [bool(row["output"]) for row in rows] == [True, False, True]
+    monkeypatch.setattr("sys.stdin", io.StringIO(" \n"))
+    assert main([str(expert), "-"]) == 2
+    assert "standard input: no text in it" in capsys.readouterr().err
+
+
+def test_a_sentence_may_end_like_a_file(expert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [row] = _rows(capsys, str(expert), "look into rows.jsonl")
+    assert row["input"] == "look into rows.jsonl"
+    assert main([str(expert), "rows.jsonl"]) == 2
+    assert "rows.jsonl: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("metrics", [None, {"recommended": None, "systems": []}])
+def test_a_run_that_recommends_nothing_says_so(
+    expert: Path,
+    tmp_path: Path,
+    metrics: dict[str, object] | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(expert, out)
+    (out / "metrics.json").unlink()
+    if metrics is not None:
+        (out / "metrics.json").write_text(json.dumps(metrics))
+    assert main([str(out), "one teal", "--system", "recommended"]) == 2
+    assert f"{out}: recommends nothing" in capsys.readouterr().err
+    assert main([str(out), "one teal"]) == 0
+    assert "note:" not in capsys.readouterr().err
 
 
 def test_an_unknown_system_gets_a_hint(expert: Path, capsys: pytest.CaptureFixture[str]) -> None:
