@@ -11,6 +11,7 @@ from selfguide.errors import UserError
 from selfguide.folder.manifest import Shape, file_hash
 from selfguide.folder.run_folder import RunFolder
 from selfguide.method.answering import Answerer
+from selfguide.method.synthesis import held_out_share
 from selfguide.recall import unlabelled
 from selfguide.settings import Settings, stage_settings
 
@@ -59,6 +60,7 @@ class Shapes:
     def synthesis(self) -> Shape:
         """Of the training pairs."""
         amounts = {name: getattr(self._settings, name) for name in _LEDGER_INDEPENDENT}
+        amounts["held_out_share"] = held_out_share(self._answerer.task)
         return Shape({**self.ledger.aspects, **amounts})
 
     def finetune(self, folder: RunFolder) -> Shape:

@@ -19,8 +19,11 @@ from selfguide.method.inputs import Inventor
 from selfguide.method.pairs import Candidate, Pair
 from selfguide.observer import Observer, stoppable
 from selfguide.settings import Settings
+from selfguide.tasks import Task
 
 _HELD_OUT = 0.1  # share of the synthetic pairs that is not trained on
+_HELD_OUT_TO_JUDGE = 0.25  # the same where no evaluation rows judge the expert, ...
+_ENOUGH_TO_JUDGE = 12  # ... or so many, if they are a third at most
 _FEWEST_TO_SPLIT = 20  # pairs below which all are trained on
 _LOPSIDED = 2  # a label may have so many times the pairs of the rarest one
 _ROUNDS_OF_PATIENCE = 3  # before a hopeless yield ends the synthesis
@@ -69,6 +72,11 @@ def synthesise(
         save(rounds.ledger)
         observer.pause_point()
     return _Choice(rounds).made(save)
+
+
+def held_out_share(task: Task) -> float:
+    """The share of the synthetic pairs that is kept from training: more where they have to judge."""
+    return _HELD_OUT if task.eval_rows else _HELD_OUT_TO_JUDGE
 
 
 def preview(
@@ -262,7 +270,10 @@ class _Choice:
             return []
         random = np.random.default_rng(mix(self.settings.seed, _SPLITTING))
         ids = [candidate.id for candidate in kept]
-        return sorted(random.choice(ids, round(_HELD_OUT * len(ids)), replace=False).tolist())
+        count = round(held_out_share(self.task) * len(ids))
+        if not self.task.eval_rows:
+            count = max(count, min(_ENOUGH_TO_JUDGE, len(ids) // 3))
+        return sorted(random.choice(ids, count, replace=False).tolist())
 
     def _warn(self, line: str) -> None:
         self.warnings.append(line)

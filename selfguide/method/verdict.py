@@ -10,6 +10,7 @@ from selfguide.method.ground import Source
 from selfguide.metrics.intervals import Difference, paired_difference
 
 _SURE = 0.05
+_ENOUGH = 12  # rows from which an expert that is no better than the floor has learnt nothing
 _UNITS = {"exact_match": "exact match", "rouge_l": "ROUGE-L"}
 
 Entry = Mapping[str, Any]
@@ -33,7 +34,8 @@ def judge(
 
     Returns:
         The keys best_baseline, expert, recommended, difference and verdict of metrics.json. expert
-        and difference are None where nothing can judge the expert.
+        and difference are None where nothing can judge the expert; recommended is None where the
+        rows cannot tell which system is best.
     """
     baselines = [each for each in entries if not each["key"].startswith("expert")]
     best = max(baselines, key=lambda each: each["score"])
@@ -42,19 +44,19 @@ def judge(
         return {
             "best_baseline": best["key"],
             "expert": None,
-            "recommended": best["key"],
+            "recommended": None,
             "difference": None,
             "verdict": _unjudged(best, metric),
         }
-    gain = paired_difference(points["expert"], points[best["key"]], seed)
-    rows = len(points["expert"])
+    ours = points["expert"]
+    gain = paired_difference(ours, points[best["key"]], seed)
     if source == "held_out_synthetic":
         floor = next(each for each in baselines if each["group"] == "floor")
-        learnt = paired_difference(points["expert"], points[floor["key"]], seed).low > 0
-        verdict = _agreement(expert, floor, metric, rows, learnt)
-        recommended = "expert" if learnt else best["key"]
+        learnt = _has_learnt(paired_difference(ours, points[floor["key"]], seed), len(ours))
+        verdict = _agreement(expert, floor, metric, len(ours), learnt)
+        recommended = "expert" if learnt else None
     else:
-        verdict = _comparison(expert, best, gain, metric, rows)
+        verdict = _comparison(expert, best, gain, metric, len(ours))
         recommended = "expert" if gain.points > 0 else best["key"]
     return {
         "best_baseline": best["key"],
@@ -94,10 +96,21 @@ def _cost(expert: Entry, best: Entry) -> str:
     return f"; a query takes {ours} prompt tokens instead of {theirs}"
 
 
-def _agreement(expert: Entry, floor: Entry, metric: str, rows: int, learnt: bool) -> str:
-    what = "has learnt what it was taught" if learnt else "has not learnt what it was taught"
+def _has_learnt(over_floor: Difference, rows: int) -> bool | None:
+    """Whether the expert beats an answer that needs no model; None where that cannot be told."""
+    if over_floor.points > 0:
+        return True if over_floor.p_value < _SURE else None
+    return False if rows >= _ENOUGH else None
+
+
+def _agreement(expert: Entry, floor: Entry, metric: str, rows: int, learnt: bool | None) -> str:
+    what = {
+        True: "The expert has learnt what it was taught",
+        False: "The expert has not learnt what it was taught",
+        None: "Too few held-out pairs to tell whether the expert has learnt what it was taught",
+    }[learnt]
     return (
-        f"The expert {what}: {expert['score']:.1f} {_UNITS[metric]} with the annotator on {rows} "
+        f"{what}: {expert['score']:.1f} {_UNITS[metric]} with the annotator on {rows} "
         f"held-out synthetic pairs ({floor['title']}: {floor['score']:.1f}). Whether it beats "
         "prompting cannot be told without an eval_file."
     )

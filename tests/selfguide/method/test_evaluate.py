@@ -220,7 +220,7 @@ def test_without_rows_and_pairs_only_the_untuned_are_judged(tmp_path: Path) -> N
     assert metrics["eval"]["rows"] == 3
     assert {each["group"] for each in metrics["systems"]} == {"floor", "untuned"}
     assert metrics["expert"] is metrics["difference"] is None
-    assert metrics["recommended"] == metrics["best_baseline"]
+    assert metrics["recommended"] is None
     assert metrics["verdict"].startswith("Nothing here can judge the expert")
 
 

@@ -13,7 +13,7 @@ from selfguide.method.pairs import Candidate
 from selfguide.method.synthesis import Synthesised, preview, synthesise
 from selfguide.observer import Silent
 from selfguide.settings import Settings
-from selfguide.tasks import Example, Task
+from selfguide.tasks import EvalRow, Example, Task
 from tests.selfguide.method.mood import MOOD, answerer
 
 FREE = Task("free", "Go on.", (Example("one two", "three"), Example("four five six", "seven")))
@@ -54,7 +54,13 @@ def test_kept_candidates_are_the_pairs_that_are_trained_on_or_held_out() -> None
     assert {pair.id for pair in pairs if pair.origin == "synthetic"} == kept
     assert [p.input for p in made.training[:2]] == [e.input for e in FREE.examples]
     assert len(kept) == settings.pairs
-    assert len(made.held_out) == 2
+    assert len(made.held_out) == 6  # a third, as they have to judge the expert
+
+
+def test_few_pairs_are_held_out_where_evaluation_rows_judge() -> None:
+    settings = replace(LOOSE, pairs=20, round_size=32, max_candidates=160)
+    judged = replace(FREE, eval_rows=(EvalRow("x", ("y",)),))
+    assert len(run(judged, settings)[0].held_out) == 2
 
 
 def test_the_same_seed_makes_the_same_ledger_and_another_seed_another() -> None:
