@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from selfguide.errors import UserError, nearest
 from selfguide.settings import RECIPES, Settings, Stage
 from selfguide.tasks.draft import OVERRIDES
+from selfguide.tasks.native import SETTING_KEYS
 from selfguide.tasks.reading import mapping, read_yaml
 
 Resume = Literal["if-possible", "always", "never"]
@@ -35,10 +36,9 @@ _GROUPS: Mapping[Stage, str] = {
 
 @dataclass(frozen=True)
 class Options:
-    """What a command line says; `settings` and `overrides` hold only what was given."""
+    """What a command line says; `settings` (recipe too) and `overrides` hold what was given."""
 
     task: Path
-    recipe: str
     resume: Resume
     preview: int | None
     dry_run: bool
@@ -72,35 +72,33 @@ def parse_options(arguments: Sequence[str]) -> Options:
     given = {key: value for key, value in vars(known).items() if value is not None}
     return Options(
         task=Path(known.task),
-        recipe=known.recipe,
         resume=known.resume,
         preview=known.preview,
         dry_run=known.dry_run,
         as_json=known.json,
         run_file=Path(known.config) if known.config else None,
-        settings={each.name: given[each.name] for each in fields(Settings) if each.name in given},
+        settings={key: given[key] for key in SETTING_KEYS if key in given},
         overrides={key: given[key] for key in OVERRIDES if key in given},
     )
 
 
 def read_run_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and task overrides of a run file (YAML); its file names are relative to it.
+    """Settings (recipe too) and task overrides of a run file; its file names are relative to it.
 
     Raises:
         UserError: it cannot be read or has an unknown key.
     """
     settings: dict[str, Any] = {}
     overrides: dict[str, Any] = {}
-    known = [each.name for each in fields(Settings)]
     for key, value in mapping(read_yaml(path) or {}, str(path)).items():
-        if key in known:
+        if key in SETTING_KEYS:
             settings[key] = value
         elif key in ("eval_file", "inputs_file") and isinstance(value, str):
             overrides[key] = str(path.parent / Path(value).expanduser())
         elif key in OVERRIDES:
             overrides[key] = value
         else:
-            raise UserError(f"{path}: unknown key {key}{nearest(key, (*known, *OVERRIDES))}")
+            raise UserError(f"{path}: unknown key {key}{nearest(key, (*SETTING_KEYS, *OVERRIDES))}")
     return settings, overrides
 
 
@@ -119,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("task", help="task file: YAML, JSON or JSON lines")
     parser.add_argument("-c", "--config", metavar="FILE", help="run file: YAML with any settings")
-    parser.add_argument("--recipe", choices=RECIPES, default="default", help="%(default)s")
+    parser.add_argument("--recipe", choices=RECIPES, help="settings to begin with (default)")
     parser.add_argument("--preview", type=_count, metavar="N", help="show N candidates and stop")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan and an estimate, and stop"

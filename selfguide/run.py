@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +88,24 @@ def _read(options: Options) -> tuple[Task, Settings, tuple[str, ...]]:
     settings, overrides = read_run_file(options.run_file) if options.run_file else ({}, {})
     loaded = load_task(options.task, {**overrides, **options.overrides})
     task = loaded.task
-    chosen = build_settings(
-        recipe(options.recipe, classification=task.is_classification),
-        loaded.settings,
-        settings,
-        options.settings,
-        where=(str(options.task), str(options.run_file), "command line"),
-    )
-    return task, chosen, loaded.notes
+    layers = {
+        str(options.task): loaded.settings,
+        str(options.run_file): settings,
+        "command line": options.settings,
+    }
+    return task, _settings(layers, classification=task.is_classification), loaded.notes
+
+
+def _settings(layers: Mapping[str, Mapping[str, Any]], *, classification: bool) -> Settings:
+    """Of what each place says, the later ones win; the recipe stands behind them all."""
+    named = [(where, layer["recipe"]) for where, layer in layers.items() if "recipe" in layer]
+    where, name = named[-1] if named else ("", "default")
+    try:
+        preset = recipe(name, classification=classification)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    rest = [{k: v for k, v in layer.items() if k != "recipe"} for layer in layers.values()]
+    return build_settings(preset, *rest, where=list(layers))
 
 
 def _require_usable(folder: RunFolder, resume: Resume) -> None:

@@ -13,7 +13,7 @@ from selfguide.tasks.draft import TASK_KEYS, Draft
 from selfguide.tasks.reading import items, mapping, text
 from selfguide.tasks.task import Example
 
-SETTING_KEYS = tuple(each.name for each in fields(Settings))
+SETTING_KEYS = ("recipe", *(each.name for each in fields(Settings)))
 
 
 def read(document: Mapping[str, Any], path: Path) -> Draft:

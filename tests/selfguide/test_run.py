@@ -183,6 +183,23 @@ def test_what_wins_over_what(tmp_path: Path) -> None:
     assert (settings["epochs"], settings["rank"], settings["lr"]) == (1, 6, 0.03)
 
 
+def test_a_task_file_and_a_run_file_may_name_the_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = task_file(tmp_path, recipe="paper")
+    default = tmp_path / "default.yaml"
+    default.write_text("recipe: default\n")
+    runs = {"paper": (), "default": ("-c", str(default)), "again": ("--recipe", "paper")}
+    for name, more in runs.items():
+        assert run(task, tmp_path / name, *more, "--generator", "record") == 0
+        settings = json.loads((tmp_path / name / "manifest.json").read_text())["settings"]
+        assert settings["example_weight"] == (3.0 if name == "default" else 1.0)
+    default.write_text("recipe: papper\n")
+    assert run(task, tmp_path / "none", "-c", str(default)) == 2
+    said = capsys.readouterr().err
+    assert f"error: {default}: recipe: papper is none of default, paper" in said
+
+
 def test_both_spellings_of_a_flag_and_their_values_are_understood() -> None:
     options = parse_options(
         ["t.yaml", "--round_size=4", "--top-p", "0.5", "--stop", "a_b", "--json"]
