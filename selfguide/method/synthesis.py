@@ -75,16 +75,17 @@ def synthesise(
 
 
 def held_out_share(task: Task) -> float:
-    """The share of the synthetic pairs that is kept from training: more where they have to judge."""
+    """The share of the synthetic pairs kept from training: more where they judge the expert."""
     return _HELD_OUT if task.eval_rows else _HELD_OUT_TO_JUDGE
 
 
 def preview(
     answerer: Answerer, settings: Settings, count: int, observer: Observer
 ) -> list[Candidate]:
-    """The first `count` candidates, with their annotations and verdicts."""
+    """The run's first `count` candidates, with their annotations and verdicts so far."""
     rounds = _Rounds(answerer, settings, [], observer)
-    rounds.run(count)
+    while len(rounds.ledger) < count and rounds.go_on():
+        rounds.run(count - len(rounds.ledger))
     return rounds.ledger
 
 
@@ -135,12 +136,18 @@ class _Rounds:
         in_sight = len(self.survivors) / tried * self.settings.max_candidates
         return in_sight >= self.settings.at_least and not collapsed(self.answered, self.task)
 
-    def run(self, count: int | None = None) -> None:
-        """One round: the user's own inputs as long as there are any, then invented ones."""
+    def run(self, most: int | None = None) -> None:
+        """One round: the user's own inputs as long as there are any, then invented ones.
+
+        Args:
+            most: how many candidates of the round are made; None for all.
+        """
         left = self.settings.max_candidates - len(self.ledger)
-        count = count or min(self.settings.round_size, left)
+        count = min(self.settings.round_size, left)
         number = self.ledger[-1].round + 1 if self.ledger else 0
-        fresh = self._own(number, count) or self._invented(number, count)
+        fresh = self._own(number, count)[:most] or self._invented(
+            number, self._wanted(count)[:most]
+        )
         for candidate in fresh:
             self._sift_input(candidate)
         sound = [candidate for candidate in fresh if candidate.filter is None]
@@ -149,8 +156,14 @@ class _Rounds:
         self._judge()
         self.observer.say(
             f"round {number + 1}: {len(fresh)} inputs, {len(sound)} annotated, "
-            f"{len(self.survivors)} pairs in all of {self.settings.pairs} wanted"
+            f"{len(self.survivors)} pairs so far, {self._still_wanted()}"
         )
+
+    def _still_wanted(self) -> str:
+        missing = {label: count for label, count in self.missing().items() if count}
+        labels = [f"{label} {count}" for label, count in missing.items() if label is not None]
+        listed = f" ({', '.join(labels)})" if labels else ""
+        return f"{sum(missing.values())} still wanted{listed}"
 
     def _own(self, number: int, count: int) -> list[Candidate]:
         used = sum(each.source == "user" for each in self.ledger)
@@ -161,13 +174,12 @@ class _Rounds:
             for i, text in enumerate(texts)
         ]
 
-    def _invented(self, number: int, count: int) -> list[Candidate]:
+    def _invented(self, number: int, asked: Sequence[str | None]) -> list[Candidate]:
         watch = stoppable(self.observer, f"round {number + 1}: inventing inputs")
-        asked = self._wanted(count)
         return self._inventor.invent(len(self.ledger), number, asked, self.survivors, watch)
 
     def _wanted(self, count: int) -> list[str | None]:
-        """Labels to ask for: more of those that lack more, and of those that fail more often."""
+        """Labels to ask for in turn: more of those that lack more, or that fail more often."""
         tried = Counter(each.asked for each in self.ledger)
         kept = Counter(each.asked for each in self.survivors)
         need = {
@@ -178,7 +190,9 @@ class _Rounds:
         if not total:
             need, total = dict.fromkeys(self.labels, 1.0), float(len(self.labels))
         ends = np.cumsum([share / total * count for share in need.values()])
-        return [self.labels[int(np.searchsorted(ends, i + 0.5))] for i in range(count)]
+        shares = Counter(int(np.searchsorted(ends, i + 0.5)) for i in range(count))
+        turns = [((i + 0.5) / n, which) for which, n in shares.items() for i in range(n)]
+        return [self.labels[which] for _, which in sorted(turns)]
 
     def _sift_input(self, candidate: Candidate) -> None:
         if candidate.source == "user":
@@ -202,6 +216,7 @@ class _Choice:
     def __init__(self, rounds: _Rounds) -> None:
         self.rounds, self.settings, self.task = rounds, rounds.settings, rounds.task
         self.warnings: list[str] = []
+        self.missing = ""
 
     def made(self, save: Callable[[list[Candidate]], None]) -> Synthesised:
         self._drop_if_collapsed()
@@ -238,8 +253,13 @@ class _Choice:
         """No label far ahead of the rarest, none above its share of the pairs wanted."""
         survivors = self.rounds.survivors
         count = Counter(each.output if self.task.labels else None for each in survivors)
-        rarest = min(count[label] for label in self.rounds.labels)
-        most = min(self.rounds.quota, max(_LOPSIDED * rarest, 1)) if rarest else 0
+        if survivors and len(count) < len(self.rounds.labels):
+            missing = ", ".join(repr(label) for label in self.task.labels if not count[label])
+            self.missing = f"no pair of {missing} survived"
+            for candidate in survivors:
+                candidate.drop("balance", f"{self.missing}, and without it nothing can be learnt")
+            return
+        most = min(self.rounds.quota, _LOPSIDED * min(count.values(), default=0))
         taken: Counter[str | None] = Counter()
         for candidate in survivors:
             label = candidate.output if self.task.labels else None
@@ -254,15 +274,18 @@ class _Choice:
         took = ", ".join(f"{name} {count}" for name, count in dropped.most_common())
         tried = len(self.rounds.ledger)
         line = (
-            f"{len(kept)} of the {self.settings.pairs} pairs wanted survived of {tried} candidates "
-            f"(dropped by {took})"
+            f"{len(kept)} of the {self.settings.pairs} pairs wanted survived of {tried} candidates"
+            + (f" (dropped by {took})" if took else "")
+            + (f"; {self.missing}" if self.missing else "")
         )
         self._warn(line)
         if len(kept) < self.settings.at_least:
+            spent = tried >= self.settings.max_candidates
+            more = f"try more inputs (--max-candidates {2 * tried}), " if spent else ""
             raise TooFewPairs(
                 f"{line}; at least {self.settings.at_least} are needed to train: use a larger "
-                "model (--model), give inputs of your own (inputs_file), or go on with what there "
-                f"is (--at-least {len(kept)})"
+                f"model (--model), give inputs of your own (inputs_file), {more}or go on with what "
+                f"there is (--at-least {len(kept)})"
             )
 
     def _held_out(self, kept: Sequence[Candidate]) -> list[int]:

@@ -123,10 +123,68 @@ def test_an_annotator_that_guesses_is_said_so() -> None:
     assert any("guessing would" in line or "annotator gave" in line for line in observer.warnings)
 
 
-def test_preview_shows_the_first_candidates_of_the_run() -> None:
-    shown = preview(answerer(FREE), replace(LOOSE, round_size=8), 5, Silent())
-    made, _ = run()
-    assert [each.input for each in shown] == [each.input for each in made.candidates[:5]]
+@pytest.mark.parametrize("count", [5, 11])
+@pytest.mark.parametrize("task", [FREE, MOOD, replace(FREE, inputs=("own", "my own"))])
+def test_preview_shows_the_first_candidates_of_the_run(task: Task, count: int) -> None:
+    shown = preview(answerer(task), EAGER, count, Silent())
+    made, _ = run(task, EAGER)
+    expected = [(each.input, each.asked, each.source) for each in made.candidates[:count]]
+    assert [(each.input, each.asked, each.source) for each in shown] == expected
+    if task.labels:
+        assert {each.asked for each in shown[:2]} == set(task.labels)
+
+
+def kept_by_label(good: int, bad: int, dropped: int = 0) -> list[Candidate]:
+    """A finished ledger whose annotations say so many of each label."""
+    outputs = ["good"] * good + ["bad"] * bad + ["good"] * dropped
+    return [
+        Candidate(
+            i,
+            0,
+            "record",
+            f"text {i}",
+            "bad" if i >= good + bad else output,
+            i,
+            scores={"good": -0.1, "bad": -3.0} if output == "good" else {"good": -3.0, "bad": -0.1},
+        )
+        for i, output in enumerate(outputs)
+    ]
+
+
+DIRECT = replace(LOOSE, annotator="direct", at_least=1, pairs=20, max_candidates=9)
+
+
+def test_a_label_without_any_pair_is_named() -> None:
+    observer = Silent()
+    known = kept_by_label(9, 0)
+    with pytest.raises(TooFewPairs) as raised:
+        run(MOOD, DIRECT, known, observer)
+    assert "(dropped by balance 9); no pair of 'bad' survived; at least 1" in str(raised.value)
+    assert "--max-candidates 18" in str(raised.value)
+
+
+def test_nothing_dropped_is_not_told() -> None:
+    observer = Silent()
+    made, _ = run(MOOD, DIRECT, kept_by_label(5, 4), observer)
+    assert observer.warnings == ["9 of the 20 pairs wanted survived of 9 candidates"]
+    assert len(made.training) == 2 + 9
+
+
+def test_a_round_tells_what_each_label_lacks() -> None:
+    said: list[str] = []
+
+    class Saying(Silent):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    settings = replace(DIRECT, max_candidates=8, at_least=0)
+    made, _ = run(MOOD, settings, kept_by_label(6, 1), Saying())
+    count = Counter(each.output for each in made.candidates if each.scores)
+    lacks = [f"{label} {10 - count[label]}" for label in MOOD.labels]
+    assert len(said) == 1
+    assert said[0].endswith(
+        f" {count.total()} pairs so far, {20 - count.total()} still wanted ({', '.join(lacks)})"
+    )
 
 
 @pytest.mark.parametrize("generator", ["record", "reverse", "meta"])
