@@ -11,7 +11,7 @@ from selfguide.errors import UserError
 from selfguide.folder.manifest import Shape, file_hash
 from selfguide.folder.run_folder import RunFolder
 from selfguide.method.answering import Answerer
-from selfguide.method.synthesis import held_out_share
+from selfguide.method.choice import held_out_share
 from selfguide.recall import unlabelled
 from selfguide.settings import Settings, stage_settings
 

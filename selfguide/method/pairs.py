@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -48,6 +49,16 @@ class Candidate:
     def row(self) -> dict[str, Any]:
         """As JSON; the field names are the keys."""
         return asdict(self)
+
+
+def answered(ledger: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates that annotation had an answer for."""
+    return [each for each in ledger if each.scores or each.output is not None]
+
+
+def survivors(ledger: Sequence[Candidate]) -> list[Candidate]:
+    """Those of them that no filter took."""
+    return [each for each in answered(ledger) if each.filter is None]
 
 
 @dataclass(frozen=True)

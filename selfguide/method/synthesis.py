@@ -5,29 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
 
 import numpy as np
 
 from engine.seeds import mix
-from selfguide.errors import TooFewPairs
 from selfguide.method.annotate import Annotator
 from selfguide.method.answering import Answerer
-from selfguide.method.collapse import at_chance, collapsed
+from selfguide.method.choice import Choice, label_quota
+from selfguide.method.collapse import collapsed
 from selfguide.method.filters import INPUT_FILTERS, OUTPUT_FILTERS, Context, sift
 from selfguide.method.inputs import Inventor
-from selfguide.method.pairs import Candidate, Pair
+from selfguide.method.pairs import Candidate, Pair, answered, survivors
 from selfguide.observer import Observer, stoppable
 from selfguide.settings import Settings
-from selfguide.tasks import Task
 
-_HELD_OUT = 0.1  # share of the synthetic pairs that is not trained on
-_HELD_OUT_TO_JUDGE = 0.25  # the same where no evaluation rows judge the expert, ...
-_ENOUGH_TO_JUDGE = 12  # ... or so many, if they are a third at most
-_FEWEST_TO_SPLIT = 20  # pairs below which all are trained on
-_LOPSIDED = 2  # a label may have so many times the pairs of the rarest one
 _ROUNDS_OF_PATIENCE = 3  # before a hopeless yield ends the synthesis
-_SPLITTING = 2  # a salt
 
 
 @dataclass(frozen=True)
@@ -71,12 +63,19 @@ def synthesise(
         rounds.run()
         save(rounds.ledger)
         observer.pause_point()
-    return _Choice(rounds).made(save)
-
-
-def held_out_share(task: Task) -> float:
-    """The share of the synthetic pairs kept from training: more where they judge the expert."""
-    return _HELD_OUT if task.eval_rows else _HELD_OUT_TO_JUDGE
+    choice = Choice(rounds.ledger, answerer.task, settings, observer)
+    kept = choice.keep()
+    save(rounds.ledger)
+    choice.require_enough(kept)
+    held_out = choice.held_out(kept)
+    examples = [Pair(e.input, e.output, "example") for e in answerer.task.examples]
+    pairs = {each.id: Pair(each.input, each.output or "", "synthetic", each.id) for each in kept}
+    return Synthesised(
+        rounds.ledger,
+        examples + [pair for id, pair in pairs.items() if id not in held_out],
+        [pairs[id] for id in held_out],
+        choice.warnings,
+    )
 
 
 def preview(
@@ -102,7 +101,7 @@ class _Rounds:
         self._inventor = Inventor(answerer, settings)
         self._context = Context(self.task, settings)
         self.labels: list[str | None] = list(self.task.labels) or [None]
-        self.quota = ceil(settings.pairs / len(self.labels))
+        self._quota = label_quota(self.task, settings)
         for candidate in self.annotated:
             self._context.remember(candidate.input, candidate.id)
         self._judge()
@@ -113,18 +112,13 @@ class _Rounds:
         return [each for each in self.ledger if each.scores or each.agreement is not None]
 
     @property
-    def answered(self) -> list[Candidate]:
-        """Those of them that annotation had an answer for."""
-        return [each for each in self.ledger if each.scores or each.output is not None]
-
-    @property
     def survivors(self) -> list[Candidate]:
-        return [each for each in self.answered if each.filter is None]
+        return survivors(self.ledger)
 
     def missing(self) -> dict[str | None, int]:
         """Pairs that each label still needs."""
         have = Counter(each.output if self.task.labels else None for each in self.survivors)
-        return {label: max(self.quota - have[label], 0) for label in self.labels}
+        return {label: max(self._quota - have[label], 0) for label in self.labels}
 
     def go_on(self) -> bool:
         """Whether another round is needed, allowed and not hopeless."""
@@ -134,7 +128,9 @@ class _Rounds:
         if tried < _ROUNDS_OF_PATIENCE * self.settings.round_size:
             return True
         in_sight = len(self.survivors) / tried * self.settings.max_candidates
-        return in_sight >= self.settings.at_least and not collapsed(self.answered, self.task)
+        return in_sight >= self.settings.at_least and not collapsed(
+            answered(self.ledger), self.task
+        )
 
     def run(self, most: int | None = None) -> None:
         """One round: the user's own inputs as long as there are any, then invented ones.
@@ -204,100 +200,8 @@ class _Rounds:
 
     def _judge(self) -> None:
         """Verdicts on all annotations anew: the label bias is known better after each round."""
-        for candidate in self.answered:
+        judged = answered(self.ledger)
+        for candidate in judged:
             candidate.kept, candidate.filter, candidate.reason = False, None, None
-        self.annotator.decide(self.answered)
-        sift(self.answered, OUTPUT_FILTERS, self._context)
-
-
-class _Choice:
-    """The last word on the ledger: which survivors are trained on, held out, or too many."""
-
-    def __init__(self, rounds: _Rounds) -> None:
-        self.rounds, self.settings, self.task = rounds, rounds.settings, rounds.task
-        self.warnings: list[str] = []
-        self.missing = ""
-
-    def made(self, save: Callable[[list[Candidate]], None]) -> Synthesised:
-        self._drop_if_collapsed()
-        doubt = at_chance(self.rounds.survivors and self.rounds.answered)
-        if doubt:
-            self._warn(doubt)
-        self._balance()
-        kept = self.rounds.survivors
-        for candidate in kept:
-            candidate.kept = True
-        save(self.rounds.ledger)
-        self._check(kept)
-        held_out = self._held_out(kept)
-        examples = [Pair(e.input, e.output, "example") for e in self.task.examples]
-        pairs = {
-            each.id: Pair(each.input, each.output or "", "synthetic", each.id) for each in kept
-        }
-        return Synthesised(
-            self.rounds.ledger,
-            examples + [pair for id, pair in pairs.items() if id not in held_out],
-            [pairs[id] for id in held_out],
-            self.warnings,
-        )
-
-    def _drop_if_collapsed(self) -> None:
-        reason = collapsed(self.rounds.answered, self.task)
-        if reason is None:
-            return
-        self._warn(f"{reason}; none of these pairs is trained on")
-        for candidate in self.rounds.survivors:
-            candidate.drop("collapsed", reason)
-
-    def _balance(self) -> None:
-        """No label far ahead of the rarest, none above its share of the pairs wanted."""
-        survivors = self.rounds.survivors
-        count = Counter(each.output if self.task.labels else None for each in survivors)
-        if survivors and len(count) < len(self.rounds.labels):
-            missing = ", ".join(repr(label) for label in self.task.labels if not count[label])
-            self.missing = f"no pair of {missing} survived"
-            for candidate in survivors:
-                candidate.drop("balance", f"{self.missing}, and without it nothing can be learnt")
-            return
-        most = min(self.rounds.quota, _LOPSIDED * min(count.values(), default=0))
-        taken: Counter[str | None] = Counter()
-        for candidate in survivors:
-            label = candidate.output if self.task.labels else None
-            taken[label] += 1
-            if taken[label] > most:
-                candidate.drop("balance", f"{most} pairs of its kind were kept before it")
-
-    def _check(self, kept: Sequence[Candidate]) -> None:
-        if len(kept) >= self.settings.pairs:
-            return
-        dropped = Counter(each.filter for each in self.rounds.ledger if each.filter)
-        took = ", ".join(f"{name} {count}" for name, count in dropped.most_common())
-        tried = len(self.rounds.ledger)
-        line = (
-            f"{len(kept)} of the {self.settings.pairs} pairs wanted survived of {tried} candidates"
-            + (f" (dropped by {took})" if took else "")
-            + (f"; {self.missing}" if self.missing else "")
-        )
-        self._warn(line)
-        if len(kept) < self.settings.at_least:
-            spent = tried >= self.settings.max_candidates
-            more = f"try more inputs (--max-candidates {2 * tried}), " if spent else ""
-            raise TooFewPairs(
-                f"{line}; at least {self.settings.at_least} are needed to train: use a larger "
-                f"model (--model), give inputs of your own (inputs_file), {more}or go on with what "
-                f"there is (--at-least {len(kept)})"
-            )
-
-    def _held_out(self, kept: Sequence[Candidate]) -> list[int]:
-        if len(kept) < _FEWEST_TO_SPLIT:
-            return []
-        random = np.random.default_rng(mix(self.settings.seed, _SPLITTING))
-        ids = [candidate.id for candidate in kept]
-        count = round(held_out_share(self.task) * len(ids))
-        if not self.task.eval_rows:
-            count = max(count, min(_ENOUGH_TO_JUDGE, len(ids) // 3))
-        return sorted(random.choice(ids, count, replace=False).tolist())
-
-    def _warn(self, line: str) -> None:
-        self.warnings.append(line)
-        self.rounds.observer.warn(line)
+        self.annotator.decide(judged)
+        sift(judged, OUTPUT_FILTERS, self._context)
