@@ -20,12 +20,13 @@ from selfguide.method.pairs import Pair
 from selfguide.method.systems import Answering, Contest, System, all_systems, prompt_tokens
 from selfguide.method.verdict import judge
 from selfguide.metrics.exact import exact_match, gold_label, macro_f1, valid_share
-from selfguide.metrics.intervals import mean_interval
+from selfguide.metrics.intervals import macro_f1_interval, mean_interval
 from selfguide.metrics.rouge import rouge_l
 from selfguide.observer import Observer
 from selfguide.settings import Settings
 from selfguide.tasks import EvalRow, Task
 
+_OF_LABELS = ("macro_f1", "macro_f1_low", "macro_f1_high", "valid_share")
 PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
 
 
@@ -233,13 +234,13 @@ class _Scoring:
 
     def _of_labels(self, answers: Sequence[Answer]) -> dict[str, float | None]:
         if not self._task.is_classification:
-            return {"macro_f1": None, "valid_share": None}
+            return dict.fromkeys(_OF_LABELS)
         labels = [answer.label for answer in answers]
         gold = [gold_label(p, row.outputs) for p, row in zip(labels, self._rows, strict=True)]
-        return {
-            "macro_f1": macro_f1(labels, gold, list(self._task.labels)),
-            "valid_share": valid_share(labels),
-        }
+        known = list(self._task.labels)
+        low, high = macro_f1_interval(labels, gold, known, self._seed)
+        values = (macro_f1(labels, gold, known), low, high, valid_share(labels))
+        return dict(zip(_OF_LABELS, values, strict=True))
 
 
 def _on_examples(answerer: Answerer, runner: _Runner, contest: Contest) -> str:

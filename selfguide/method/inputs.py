@@ -45,15 +45,7 @@ class Inventor:
             progress: called as inputs are finished.
         """
         candidates = [
-            Candidate(
-                id=first_id + place,
-                round=round,
-                source=self.settings.generator,
-                input="",
-                asked=label,
-                seed=mix(self.settings.seed, first_id + place),
-            )
-            for place, label in enumerate(asked)
+            self._blank(first_id + place, round, label) for place, label in enumerate(asked)
         ]
         shown = [self._shown(candidate, earlier) for candidate in candidates]
         adapter: str | None = None
@@ -62,8 +54,22 @@ class Inventor:
             adapter = self._writer.adapter
             shown = [[] for _ in candidates]
         pairs = zip(candidates, shown, strict=True)
-        waiting = [(each, seen) for each, seen in pairs if each.filter is None]
-        prompts = [self._prompt(candidate, seen) for candidate, seen in waiting]
+        waiting = [(each, self._prompt(each, seen)) for each, seen in pairs if each.filter is None]
+        self._write(waiting, adapter, progress)
+        return candidates
+
+    def _blank(self, id: int, round: int, asked: str | None) -> Candidate:
+        seed = mix(self.settings.seed, id)
+        return Candidate(id, round, self.settings.generator, "", asked, seed)
+
+    def _write(
+        self,
+        waiting: Sequence[tuple[Candidate, str]],
+        adapter: str | None,
+        progress: OnProgress,
+    ) -> None:
+        """Gives candidates the inputs that continue their prompts."""
+        prompts = [prompt for _, prompt in waiting]
         params = [self._params(candidate) for candidate, _ in waiting]
         drawn = self.answerer.llm.generate(prompts, params, adapter, progress)
         for (candidate, _), completion in zip(waiting, drawn, strict=True):
@@ -74,7 +80,6 @@ class Inventor:
                 candidate.drop("noise", "the input is empty")
             elif completion.finish_reason == "length":
                 candidate.drop("length", "did not end where an input of this task would")
-        return candidates
 
     @property
     def _shape(self) -> Shape:

@@ -1,6 +1,6 @@
 """All that is compared: floors, the untuned model asked in several ways, and what was tuned.
 
-A new system is a new entry in `_floors`, `_untuned` or `_tuned`.
+A new system is a new entry in `_floors`, `_untuned`, `_untuned_scores` or `_tuned`.
 """
 
 from __future__ import annotations
@@ -175,58 +175,48 @@ def _floors(contest: Contest) -> list[System]:
 
 def _untuned(contest: Contest) -> list[System]:
     shown, bare = Asking(contest.template), Asking(contest.template, shots=False)
-    count = len(contest.task.examples)
-    systems = [
-        System(
-            "zero_shot",
-            "Zero-shot",
-            "untuned",
-            "the untuned model's text after the instruction alone",
-            Way(bare, "greedy"),
-        ),
-        System(
-            "few_shot",
-            "Few-shot",
-            "untuned",
-            f"the untuned model's text after the instruction and {count} examples, cut at its "
-            f"stop; of {len(TEMPLATES)} templates the one that does best on these very rows",
-            Way(shown, "greedy"),
-            "best",
-        ),
-    ]
-    if not contest.task.is_classification:
-        return systems
+    zero_shot = "the untuned model's text after the instruction alone"
+    few_shot = (
+        f"the untuned model's text after the instruction and {len(contest.task.examples)} "
+        f"examples, cut at its stop; of {len(TEMPLATES)} templates the one that does best on these "
+        "very rows"
+    )
     return [
-        *systems,
-        System(
+        System("zero_shot", "Zero-shot", "untuned", zero_shot, Way(bare, "greedy")),
+        System("few_shot", "Few-shot", "untuned", few_shot, Way(shown, "greedy"), "best"),
+        *(_untuned_scores(contest, shown) if contest.task.is_classification else ()),
+    ]
+
+
+def _untuned_scores(contest: Contest, shown: Asking) -> list[System]:
+    unlabelled, seed = contest.unlabelled, contest.seed
+    entries: list[tuple[str, str, str, Answering]] = [
+        (
             "few_shot_labels",
             "Few-shot, label scores",
-            "untuned",
             "the label to which the untuned model gives the highest probability after the examples",
             Way(shown, "direct"),
         ),
-        System(
+        (
             "few_shot_bias_removed",
             "Few-shot, bias removed",
-            "untuned",
             "the same, less each label's mean score over synthetic inputs",
-            Calibrated(shown, contest.unlabelled, contest.seed),
+            Calibrated(shown, unlabelled, seed),
         ),
-        System(
+        (
             "few_shot_channel",
             "Few-shot, channel",
-            "untuned",
             "the label after which the untuned model finds the input most probable",
             Way(shown, "channel"),
         ),
-        System(
+        (
             "few_shot_both",
             "Few-shot, labels and channel",
-            "untuned",
             "both of these together, biases removed: the annotator without any training",
-            Both(shown, contest.unlabelled, contest.seed),
+            Both(shown, unlabelled, seed),
         ),
     ]
+    return [System(key, title, "untuned", how, way) for key, title, how, way in entries]
 
 
 def _tuned(contest: Contest) -> list[System]:

@@ -112,6 +112,7 @@ def test_scores_are_those_of_the_predictions(evaluated: Path) -> None:
         assert each["score"] == each["exact_match"] == pytest.approx(right)
         assert each["low"] <= each["score"] <= each["high"]
         assert each["macro_f1"] == pytest.approx(macro_f1(labels, gold, list(CLASSES.labels)))
+        assert each["macro_f1_low"] <= each["macro_f1"] <= each["macro_f1_high"]
         assert each["valid_share"] == 100 * sum(label is not None for label in labels) / 12
     majority = metrics["systems"][0]
     assert (majority["score"], majority["prompt_tokens"]) == (pytest.approx(200 / 3), None)
@@ -135,7 +136,7 @@ def test_free_text_is_scored_by_its_metric(tmp_path: Path) -> None:
     systems = {each["key"]: each for each in run(tmp_path, FREE)["systems"]}
     copied = [rouge_l(row.input, row.outputs) for row in rows]
     assert systems["copy"]["score"] == pytest.approx(sum(copied) / len(copied))
-    assert systems["copy"]["macro_f1"] is None
+    assert systems["copy"]["macro_f1"] is systems["copy"]["macro_f1_low"] is None
     exact = run(tmp_path, replace(FREE, metric="exact_match"))
     entry = exact["systems"][0]
     assert exact["metric"] == "exact_match"

