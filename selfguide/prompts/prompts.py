@@ -63,7 +63,7 @@ class Prompts:
     def answer(self, input: str, asking: Asking, examples: Sequence[Example] | None = None) -> str:
         """The prompt that asks for the output of `input`; `examples` replace the task's own."""
         chosen = self.task.examples if examples is None else tuple(examples)
-        shown = [Example(e.input, self._finished(e.output)) for e in chosen if asking.shots]
+        shown = self._ended(chosen) if asking.shots else []
         if asking.template == "dialogue":
             return self._dialogue(input, shown)
         return self._render(
@@ -95,6 +95,9 @@ class Prompts:
             return ()
         return ("\n\n",) if any("\n" in output for output in outputs) else ("\n",)
 
+    def _ended(self, examples: Sequence[Example]) -> list[Example]:
+        return [Example(each.input, self._finished(each.output)) for each in examples]
+
     def _finished(self, output: str) -> str:
         """An output and the task's first stop, unless what follows it brings that along."""
         first = self.stop[0]
@@ -125,7 +128,8 @@ class Prompts:
 
     def output(self, records: Sequence[Example]) -> str:
         """The prompt whose continuation is a new output, for which `record` then asks an input."""
-        return self._render("output", instruction=self.task.instruction, records=records)
+        shown = self._ended(records)
+        return self._render("output", instruction=self.task.instruction, records=shown)
 
     def meta(self, inputs: Sequence[str], asked: str | None) -> str:
         """The paper's request for a new input, as a user's turn in the model's own chat format."""

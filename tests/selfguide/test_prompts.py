@@ -111,6 +111,7 @@ def test_a_stop_of_the_tasks_own_stands_after_each_output(
     assert text.count("\nbad###") + text.count(" bad###") == 1
     first = own.answer(TASK.examples[0].input, asking, examples=())
     assert text.startswith(first + own.completion("good", asking))
+    assert "Output: good###\n" in own.output(TASK.examples)
     assert own.completion("good###", asking) == own.completion("good", asking)
 
 
