@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 
 from rich.markup import escape
 from rich.table import Table
@@ -12,12 +13,14 @@ from rich.table import Table
 from engine.training.memory import bytes_per_token, plan_micro_batch
 from selfguide.console import duration
 from selfguide.folder.run_folder import RunFolder
+from selfguide.method import examples_only, reverse
 from selfguide.method.answering import Answerer
-from selfguide.method.expert import Expert, Way
+from selfguide.method.choice import held_out_share
+from selfguide.method.expert import BIAS_INPUTS, Expert, Way
 from selfguide.method.finetune import Lesson, choose_decision, teach
 from selfguide.method.pairs import Pair
 from selfguide.method.synthesis import preview
-from selfguide.method.systems import Contest, all_systems
+from selfguide.method.systems import Answering, Both, Calibrated, Contest, System, all_systems
 from selfguide.observer import Silent
 from selfguide.plan import Plan, Shapes
 from selfguide.prompts import Asking
@@ -26,8 +29,9 @@ from selfguide.settings import Settings
 from selfguide.stopwatch import Stopwatch
 from selfguide.tasks import EvalRow
 
-_SAMPLE = 8  # candidates, and inputs, that are timed
-_SYNTHETIC_ROWS = 0.1  # share of the pairs that is evaluated on where there are no rows
+_CANDIDATES = 16  # that are timed
+_SAMPLE = 8  # inputs that are timed
+_EPOCHS = 2  # that are timed: the first step takes longer than others
 _TRIAL = "trial"  # name of the adapter that training is timed with
 
 
@@ -36,7 +40,7 @@ class Estimate:
     """Times in seconds and memory in MiB, from a sample: right within a factor of two or so.
 
     Args:
-        least: of synthesis, if every candidate survives.
+        least: of synthesis, if every candidate survives; it makes whole rounds.
         most: of synthesis, if it needs all candidates that it may try.
         finetune, evaluate: of these stages.
         loaded: memory with the model and what answering a few rows needs.
@@ -53,16 +57,18 @@ class Estimate:
 
 def estimate(answerer: Answerer, settings: Settings) -> Estimate:
     """Times a few rows of each kind of work, which takes seconds."""
+    examples = len(answerer.task.examples)
+    least = min(_whole_rounds(settings), settings.max_candidates)
     with Stopwatch() as watch:
-        candidate = _seconds(lambda: preview(answerer, settings, _SAMPLE, Silent())) / _SAMPLE
-        evaluation = _evaluation(answerer, settings)
+        candidate = _candidate(answerer, settings)
+        evaluation = _evaluation(answerer, settings, min(least, BIAS_INPUTS))
     pair = _pair(answerer, settings)
-    pairs = settings.pairs + len(answerer.task.examples)
+    writer = pair * examples * reverse.EPOCHS if _reverse(answerer, settings) else 0.0
     return Estimate(
-        least=candidate * min(settings.pairs, settings.max_candidates),
-        most=candidate * settings.max_candidates,
-        finetune=pair * pairs * settings.epochs,
-        evaluate=evaluation,
+        least=writer + candidate * least,
+        most=writer + candidate * settings.max_candidates,
+        finetune=pair * (settings.pairs + examples) * settings.epochs,
+        evaluate=evaluation + pair * examples * examples_only.EPOCHS,
         loaded=watch.peak_mib,
         training=watch.peak_mib + _activations(answerer, settings),
     )
@@ -74,42 +80,86 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _evaluation(answerer: Answerer, settings: Settings) -> float:
-    """Of all systems, each on all rows: those that write text, and those that score labels."""
-    task = answerer.task
-    inputs = [row.input for row in task.eval_rows] or [each.input for each in task.examples]
-    inputs = inputs[:_SAMPLE]
-    asking = Asking(settings.template)
-    text = _seconds(lambda: answerer.greedy(inputs, asking)) / len(inputs)
-    scored = 0.0
-    if task.is_classification:
-        scored = _seconds(lambda: answerer.label_scores(inputs, asking)) / len(inputs)
-    ways = _ways(answerer, settings)
-    texts = sum(way.decision == "greedy" for way in ways)
-    rows = len(task.eval_rows) or round(_SYNTHETIC_ROWS * settings.pairs)
+def _whole_rounds(settings: Settings) -> int:
+    """Candidates of the rounds that are needed if each becomes a pair."""
+    return ceil(settings.pairs / settings.round_size) * settings.round_size
+
+
+def _candidate(answerer: Answerer, settings: Settings) -> float:
+    """Of one candidate, without the training of the adapter that writes inputs in reverse."""
+    if _reverse(answerer, settings):  # three texts a candidate, like these, and no training
+        settings = replace(settings, generator="record", votes=2)
+    count = min(_CANDIDATES, settings.max_candidates)
+    return _seconds(lambda: preview(answerer, settings, count, Silent())) / count
+
+
+def _reverse(answerer: Answerer, settings: Settings) -> bool:
+    return settings.generator == "reverse" and not answerer.task.is_classification
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """Seconds that a row takes: as text, by label scores, by the channel."""
+
+    text: float
+    direct: float
+    channel: float
+
+    @classmethod
+    def measured(cls, answerer: Answerer, settings: Settings) -> _Costs:
+        task, asking = answerer.task, Asking(settings.template)
+        known = [*(row.input for row in task.eval_rows), *(each.input for each in task.examples)]
+        inputs, others = known[:_SAMPLE], known[_SAMPLE : 2 * _SAMPLE] or known
+        text = _seconds(lambda: answerer.greedy(inputs, asking)) / len(inputs)
+        if not task.is_classification:
+            return cls(text, 0.0, 0.0)
+        direct = _seconds(lambda: answerer.label_scores(others, asking)) / len(others)
+        channel = _seconds(lambda: answerer.channel_scores(inputs)) / len(inputs)
+        return cls(text, direct, channel)
+
+    def of(self, way: Answering, rows: int, bias_rows: int) -> float:
+        """Of a way to answer `rows`, after `bias_rows` where it removes a bias first."""
+        if isinstance(way, Calibrated):
+            return self.direct * (rows + bias_rows)
+        if isinstance(way, Both):
+            return (self.direct + self.channel) * (rows + bias_rows)
+        if not isinstance(way, Way):
+            return 0.0
+        kinds = {"greedy": self.text, "channel": self.channel}
+        return rows * kinds.get(way.decision, self.direct)
+
+
+def _evaluation(answerer: Answerer, settings: Settings, bias_rows: int) -> float:
+    """Of all systems on all rows; without rows of the user's on the examples in turn as well."""
+    task, costs = answerer.task, _Costs.measured(answerer, settings)
+    rows = len(task.eval_rows) or round(held_out_share(task) * settings.pairs)
     rows = rows if settings.limit is None else min(rows, settings.limit)
-    return rows * (texts * text + (len(ways) - texts) * scored)
+    total = 0.0
+    for system in _systems(answerer, settings):
+        for way in system.variants().values():
+            total += costs.of(way, rows, bias_rows)
+            if not task.eval_rows and system.group == "untuned":
+                total += len(task.examples) * costs.of(way, 1, bias_rows)
+    return total
 
 
-def _ways(answerer: Answerer, settings: Settings) -> list[Way]:
-    """Every way of answering that evaluation tries."""
+def _systems(answerer: Answerer, settings: Settings) -> list[System]:
+    """All that evaluation compares."""
     task = answerer.task
     asking = Asking(settings.template, settings.prompt == "few_shot", _TRIAL)
     expert = Expert.of(answerer, Way(asking, choose_decision(settings, task)), settings.model)
     rows = [EvalRow(each.input, (each.output,)) for each in task.examples]
-    contest = Contest(task, settings.template, (), settings.seed, rows, expert, asking)
-    ways = [way for each in all_systems(contest) for way in each.variants().values()]
-    return [way for way in ways if isinstance(way, Way)]
+    return all_systems(Contest(task, settings.template, (), settings.seed, rows, expert, asking))
 
 
 def _pair(answerer: Answerer, settings: Settings) -> float:
     """Of one pair in one epoch."""
     pairs = [Pair(each.input, each.output, "example") for each in answerer.task.examples]
     asking = Asking(settings.template, settings.prompt == "few_shot", _TRIAL)
-    lesson = Lesson(_TRIAL, asking, pairs, (), 1)
+    lesson = Lesson(_TRIAL, asking, pairs, (), _EPOCHS)
     seconds = _seconds(lambda: teach(answerer, settings, lesson, Silent()))
     answerer.llm.adapters.drop(_TRIAL)
-    return seconds / len(pairs)
+    return seconds / (_EPOCHS * len(pairs))
 
 
 def _activations(answerer: Answerer, settings: Settings) -> float:

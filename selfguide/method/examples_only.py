@@ -17,7 +17,7 @@ ADAPTER = "examples_only"
 # A pass over two to ten examples is one or two steps. Exact match of the default model after 10,
 # 20 and 40 passes: review_sentiment 62, 85, 83 (label scores); support_topic 52, 75, 75 (bias
 # removed).
-_EPOCHS = 20
+EPOCHS = 20
 
 _MARK = "lesson.txt"  # what the adapter beside it was taught; written last
 
@@ -32,7 +32,7 @@ def examples_only(
     """
     asking = Asking(settings.template, settings.prompt == "few_shot", ADAPTER)
     pairs = [Pair(each.input, each.output, "example") for each in answerer.task.examples]
-    lesson = Lesson(ADAPTER, asking, pairs, (), _EPOCHS)
+    lesson = Lesson(ADAPTER, asking, pairs, (), EPOCHS)
     place, adapters = folder / ADAPTER, answerer.llm.adapters
     fingerprint = lesson_fingerprint(answerer, settings, lesson)
     mark = place / _MARK

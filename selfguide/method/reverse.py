@@ -22,7 +22,7 @@ from selfguide.tasks import Example
 
 ADAPTER = "writer"
 
-_EPOCHS = 20  # usable pairs of 128 in a rewriting task, default model: 2 after 8, 14 after 20
+EPOCHS = 20  # usable pairs of 128 in a rewriting task, default model: 2 after 8, 14 after 20
 _OUTPUT = 3  # a salt: outputs do not repeat the numbers that their inputs are drawn with
 
 
@@ -45,7 +45,7 @@ class Writer:
             TrainExample(record([e for e in examples if e is not own], own.output), f" {own.input}")
             for own in examples
         ]
-        config = TrainConfig(epochs=_EPOCHS, batch_size=8, lr=2e-4, seed=self.settings.seed)
+        config = TrainConfig(epochs=EPOCHS, batch_size=8, lr=2e-4, seed=self.settings.seed)
         self.answerer.llm.train(lessons, config, adapter=ADAPTER)
         return ADAPTER
 
