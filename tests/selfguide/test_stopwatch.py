@@ -27,6 +27,7 @@ def test_memory_that_a_block_held_is_seen() -> None:
 def test_memory_of_an_earlier_block_is_not_counted() -> None:
     with Stopwatch() as busy:
         held = torch.ones(64 << 20)
+        time.sleep(0.1)
         del held
     with Stopwatch() as idle:
         time.sleep(0.1)
