@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import Progress, TrainProgress
 from engine.files import write_atomic, write_json
-from selfguide.method.answering import Answerer, OnProgress
+from selfguide.method.answering import Answerer
 from selfguide.method.examples_only import examples_only
 from selfguide.method.expert import Answer, Expert, Unlabelled
 from selfguide.method.ground import Fold, Ground, choose_ground, leave_one_out
@@ -22,7 +21,7 @@ from selfguide.method.verdict import judge
 from selfguide.metrics.exact import exact_match, gold_label, macro_f1, valid_share
 from selfguide.metrics.intervals import macro_f1_interval, mean_interval
 from selfguide.metrics.rouge import rouge_l
-from selfguide.observer import Observer
+from selfguide.observer import Observer, stoppable
 from selfguide.settings import Settings
 from selfguide.tasks import EvalRow, Task
 
@@ -125,7 +124,7 @@ class _Runner:
         return outcomes
 
     def _answer(self, title: str, way: Answering, folds: Sequence[Fold]) -> Outcome:
-        start, progress = time.perf_counter(), self._stoppable(title)
+        start, progress = time.perf_counter(), stoppable(self._observer, title)
         answers: list[Answer] = []
         tokens: list[int | None] = []
         for fold in folds:
@@ -135,16 +134,6 @@ class _Runner:
         seconds = time.perf_counter() - start
         known = [each for each in tokens if each is not None]
         return Outcome(answers, seconds, round(sum(known) / len(known)) if known else None)
-
-    def _stoppable(self, title: str) -> OnProgress:
-        """Shows progress, and lets the observer stop at any step: only this system is lost."""
-        watch = self._observer.watch(title)
-
-        def progress(now: Progress | TrainProgress) -> None:
-            watch(now)
-            self._observer.pause_point()
-
-        return progress
 
 
 def _fingerprint(way: Answering, folds: Sequence[Fold]) -> str:
