@@ -56,10 +56,11 @@ def _devices() -> list[str]:
 
 
 def _backends() -> dict[str, str]:
-    return {"cpu": _cpu_backend(), "triton": _triton_backend(), "reference": "active, plain torch"}
+    return {"cpu": cpu_backend(), "triton": _triton_backend(), "reference": "active, plain torch"}
 
 
-def _cpu_backend() -> str:
+def cpu_backend() -> str:
+    """Which CPU kernels are active, and what would bring better ones."""
     from kernels import cpu
 
     if cpu.native is None:

@@ -18,6 +18,7 @@ import torch
 
 import engine
 from selfguide.console import Console, duration
+from selfguide.doctor import cpu_backend
 from selfguide.doctor import version_of
 from selfguide.errors import TooFewPairs, UserError
 from selfguide.folder.rows import read_candidates, read_pairs, write_rows
@@ -52,6 +53,8 @@ def prepare(task: Task, settings: Settings, console: Console) -> Answerer:
     llm = engine.load(settings.model, device=settings.device)
     dtype = str(llm.model.dtype).removeprefix("torch.")
     console.say(f"model: {settings.model}, {dtype} on {llm.model.device}")
+    if llm.model.device.type == "cpu":
+        console.say(f"CPU kernels: {cpu_backend()}")
     answerer = Answerer(llm, task, Prompts(task, llm.tokenizer))
     check_lengths(answerer, settings)
     console.pause_point()
