@@ -18,8 +18,7 @@ import torch
 
 import engine
 from selfguide.console import Console, duration
-from selfguide.doctor import cpu_backend
-from selfguide.doctor import version_of
+from selfguide.doctor import cpu_backend, version_of
 from selfguide.errors import TooFewPairs, UserError
 from selfguide.folder.rows import read_candidates, read_pairs, write_rows
 from selfguide.folder.run_folder import RunFolder, stage_record
