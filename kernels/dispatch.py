@@ -11,24 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-REFERENCE = "reference"
+REFERENCE, TRITON = "reference", "triton"
 _CPU_DTYPES = (torch.float32, torch.bfloat16)
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _forced: str | None = None
 
 
-def _cpu_ops() -> Any:
-    from kernels import cpu
+def _backend(device: str, dtype: torch.dtype, forced: str | None) -> Any:
+    """The module that holds the ops for such tensors, or None for the reference."""
+    from kernels import cpu, triton
 
-    return importlib.import_module("kernels.cpu.ops") if cpu.native else None
+    if forced == REFERENCE:
+        return None
+    if forced == TRITON or (device == "cuda" and triton.available):
+        return importlib.import_module("kernels.triton.ops") if dtype in _TRITON_DTYPES else None
+    if device == "cpu" and dtype in _CPU_DTYPES and cpu.native:
+        return importlib.import_module("kernels.cpu.ops")
+    return None
 
 
 @cache
 def _lookup(op: str, device: str, dtype: torch.dtype, forced: str | None) -> Callable[..., Any]:
-    if forced != REFERENCE and device == "cpu" and dtype in _CPU_DTYPES:
-        found = getattr(_cpu_ops(), op, None)
-        if found is not None:
-            return found
-    return _reference(op)
+    found = getattr(_backend(device, dtype, forced), op, None)
+    return _reference(op) if found is None else found
 
 
 def _reference(op: str) -> Callable[..., Any]:
@@ -53,10 +58,18 @@ def has_backend(op: str, x: Tensor) -> bool:
 
 @contextmanager
 def only(backend: str | None) -> Iterator[None]:
-    """Within the block every op uses `backend` ("reference"), or the best one again (None)."""
+    """Within the block every op uses `backend`, or the best one again (None).
+
+    Args:
+        backend: "reference"; "triton" (tensors must be where Triton runs: on a GPU, or on the CPU
+            under its interpreter); or None.
+
+    Raises:
+        ValueError: another name.
+    """
     global _forced
-    if backend not in (None, REFERENCE):
-        raise ValueError(f"backend: expected 'reference' or None, got {backend!r}")
+    if backend not in (None, REFERENCE, TRITON):
+        raise ValueError(f"backend: expected 'reference', 'triton' or None, got {backend!r}")
     before, _forced = _forced, backend
     try:
         yield

@@ -12,7 +12,6 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,9 @@ def _devices() -> list[str]:
 
 
 def _backends() -> dict[str, str]:
-    return {"cpu": cpu_backend(), "triton": _triton_backend(), "reference": "active, plain torch"}
+    from kernels import triton
+
+    return {"cpu": cpu_backend(), "triton": triton.status, "reference": "active, plain torch"}
 
 
 def cpu_backend() -> str:
@@ -81,16 +82,6 @@ def _built_elsewhere() -> str:
     if installed == Path(cpu.__file__).resolve().parent or not any(installed.glob("_portable*")):
         return ""
     return f" (the copy in {installed} has them: leave this folder, or `pip install -e .` in it)"
-
-
-def _triton_backend() -> str:
-    if find_spec("triton") is None:
-        return "inactive: triton is not installed (pip install 'selfguide[gpu]', Linux)"
-    if not torch.cuda.is_available():
-        return "inactive: torch sees no CUDA device"
-    if find_spec("kernels.triton") is None:
-        return "inactive: this version has no Triton kernels; the GPU runs on torch"
-    return "active"
 
 
 def _threads() -> str:

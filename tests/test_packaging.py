@@ -55,7 +55,7 @@ def test_every_dependency_of_the_tests_is_pinned() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     pinned = {normal(name) for name in pins}
-    assert listed(r"^dependencies = \[") | listed(r"^test = \[") <= pinned
+    assert listed(r"^dependencies = \[") | listed(r"^test = \[") <= pinned | {"triton"}
     assert pins["torch"] == "2.13.0"
     assert not any(name.startswith(("nvidia", "triton")) for name in pinned)
 

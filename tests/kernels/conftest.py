@@ -1,8 +1,15 @@
-"""Every op's tests run on each C++ build that this CPU can run, and on the reference."""
+"""Every op's tests run on each backend that this process can run, and on the reference.
+
+That is each C++ build that this CPU can run, and Triton where there is a GPU. With
+TRITON_INTERPRET=1 it is Triton alone, interpreted on the CPU; fp16 stands in for bf16, which the
+interpreter gets wrong.
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,10 +17,13 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import cpu, dispatch
+from kernels import cpu, dispatch, triton
 
-BUILDS = cpu.candidates()
-DTYPES = [torch.float32, torch.bfloat16]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+BUILDS = [] if INTERPRETED else cpu.candidates()
+TRITON = ["triton"] if INTERPRETED or triton.available else []
+BACKENDS = [*BUILDS, *TRITON, *([] if INTERPRETED else ["reference"])]
+DTYPES = [torch.float32, torch.float16 if INTERPRETED else torch.bfloat16]
 
 
 def _poisoned(*size: Any, dtype: torch.dtype | None = None, **options: Any) -> torch.Tensor:
@@ -23,15 +33,25 @@ def _poisoned(*size: Any, dtype: torch.dtype | None = None, **options: Any) -> t
     return torch.full(shape, poison, dtype=dtype, **options)
 
 
+def _poisoned_like(x: torch.Tensor, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:
+    return _poisoned(*x.shape, dtype=dtype or x.dtype, device=x.device)
+
+
 @contextmanager
-def _using(build: str) -> Iterator[None]:
-    """Ops run on this build, with poisoned allocations; skips where it was not built."""
+def _poison() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", _poisoned)
+        patch.setattr(torch, "empty_like", _poisoned_like)
+        yield patch
+
+
+@contextmanager
+def _using_build(build: str) -> Iterator[None]:
+    """Ops run on this C++ build, with poisoned allocations; skips where it was not built."""
     module = pytest.importorskip(f"kernels.cpu.{build}")
     ops = importlib.import_module("kernels.cpu.ops")
-    with pytest.MonkeyPatch.context() as patch:
+    with _poison() as patch:
         patch.setattr(cpu, "native", module)
-        patch.setattr(torch, "empty", _poisoned)
-        patch.setattr(torch, "empty_like", lambda x, **_: _poisoned(*x.shape, dtype=x.dtype))
         importlib.reload(ops)
         dispatch._lookup.cache_clear()
         yield
@@ -39,22 +59,42 @@ def _using(build: str) -> Iterator[None]:
     dispatch._lookup.cache_clear()
 
 
+@contextmanager
+def _using_triton() -> Iterator[None]:
+    """Ops run on Triton, and tensors are made where it runs."""
+    with torch.device("cpu" if INTERPRETED else "cuda"), dispatch.only("triton"), _poison():
+        yield
+
+
+@contextmanager
+def _using(backend: str) -> Iterator[None]:
+    chosen = {"triton": _using_triton, "reference": lambda: dispatch.only("reference")}
+    with chosen.get(backend, lambda: _using_build(backend))():
+        yield
+
+
 @pytest.fixture(params=BUILDS)
 def native(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test on every build that this CPU can run."""
+    """Runs the test on every C++ build that this CPU can run."""
     with _using(request.param):
         yield request.param
 
 
-@pytest.fixture(params=[*BUILDS, "reference"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test on every build that this CPU can run, and on the reference."""
-    chosen = dispatch.only("reference") if request.param == "reference" else _using(request.param)
-    with chosen:
+@pytest.fixture(params=[*BUILDS, *TRITON])
+def invariant(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test on every backend whose results do not depend on the batch."""
+    with _using(request.param):
         yield request.param
 
 
-@pytest.fixture(params=DTYPES, ids=["fp32", "bf16"])
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test on every backend and, where Triton is not alone, on the reference."""
+    with _using(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=DTYPES, ids=[str(dtype)[6:] for dtype in DTYPES])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
@@ -62,3 +102,9 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Interpreted, only tests that run on Triton say anything new."""
+    if INTERPRETED:
+        items[:] = [item for item in items if re.search(r"[[-]triton[]-]", item.name)]

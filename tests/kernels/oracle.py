@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORWARD = {torch.float32: 1e-5, torch.bfloat16: 5e-3}
-GRADIENT = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+FORWARD = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-3}
+GRADIENT = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 
 
 def relative_rms(actual: Tensor, expected: Tensor) -> float:

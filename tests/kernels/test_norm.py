@@ -48,7 +48,7 @@ def test_strided_inputs(backend: str, dtype: torch.dtype) -> None:
         assert_close(add_rms_norm(x, -2 * x, scale, EPS)[0], -exact, FORWARD)
 
 
-def test_a_row_depends_on_itself_alone(native: str, dtype: torch.dtype) -> None:
+def test_a_row_depends_on_itself_alone(invariant: str, dtype: torch.dtype) -> None:
     x, weight = torch.randn(100, 576, dtype=dtype), torch.randn(576, dtype=dtype)
     whole = rms_norm(x, weight, EPS)
     assert torch.equal(whole[17:18], rms_norm(x[17:18], weight, EPS))
