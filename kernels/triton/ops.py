@@ -1,15 +1,22 @@
 """The Triton kernels under their ops' names."""
 
+from kernels.triton.linear import linear
 from kernels.triton.norm import (
     add_rms_norm,
     add_rms_norm_backward,
     rms_norm,
     rms_norm_backward,
 )
+from kernels.triton.rope import rope
+from kernels.triton.swiglu import swiglu, swiglu_backward
 
 __all__ = [
     "add_rms_norm",
     "add_rms_norm_backward",
+    "linear",
     "rms_norm",
     "rms_norm_backward",
+    "rope",
+    "swiglu",
+    "swiglu_backward",
 ]

@@ -61,7 +61,18 @@ def test_views_of_a_fused_projection(backend: str, dtype: torch.dtype) -> None:
     assert torch.equal(qkv[:, 7:], before[:, 7:])
 
 
-def test_a_row_depends_on_itself_alone(native: str, dtype: torch.dtype) -> None:
+def test_gradients_that_are_strided(backend: str, dtype: torch.dtype) -> None:
+    q, k = (torch.randn(7, heads, 16, dtype=dtype, requires_grad=True) for heads in (4, 2))
+    angles = (*table(20, 16), torch.arange(7))
+    upstream = [torch.randn(16, x.shape[1], 7, dtype=dtype).transpose(0, 2) for x in (q, k)]
+    grads = gradients(lambda q, k: rope(q, k, *angles), [q, k], upstream)
+    leaves = double(q, k)
+    exacts = gradients(lambda q, k: rope_reference(q, k, *angles), leaves, upstream)
+    for grad, exact in zip(grads, exacts, strict=True):
+        assert_close(grad, exact, GRADIENT)
+
+
+def test_a_row_depends_on_itself_alone(invariant: str, dtype: torch.dtype) -> None:
     q, k = torch.randn(500, 9, 64, dtype=dtype), torch.randn(500, 3, 64, dtype=dtype)
     cos, sin = table(600, 64)
     positions = torch.randint(0, 600, (500,))

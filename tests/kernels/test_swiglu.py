@@ -19,7 +19,8 @@ def test_swiglu(backend: str, dtype: torch.dtype, shape: tuple[int, int]) -> Non
 
 
 def test_extreme_gates(backend: str, dtype: torch.dtype) -> None:
-    gate = torch.tensor([-1e30, -200.0, -88.0, -0.0, 0.0, 88.0, 200.0, 1e30], dtype=dtype)
+    most = min(1e30, torch.finfo(dtype).max)
+    gate = torch.tensor([-most, -200.0, -88.0, -0.0, 0.0, 88.0, 200.0, most], dtype=dtype)
     x = torch.cat((gate, torch.ones_like(gate)))[None].requires_grad_()
     out = swiglu(x)
     out.sum().backward()
@@ -39,7 +40,7 @@ def test_strided_rows(backend: str, dtype: torch.dtype) -> None:
         assert_close(grad, gradients(swiglu_reference, [exact_leaf], [upstream])[0], GRADIENT)
 
 
-def test_a_row_depends_on_itself_alone(native: str, dtype: torch.dtype) -> None:
+def test_a_row_depends_on_itself_alone(invariant: str, dtype: torch.dtype) -> None:
     x = torch.randn(100, 300, dtype=dtype)
     assert torch.equal(swiglu(x)[41:43], swiglu(x[41:43]))
 
