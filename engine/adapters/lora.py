@@ -104,7 +104,9 @@ class Adapter:
     model: ModelConfig
     pairs: dict[Key, LoraPair]
     version: int = field(init=False)
-    _cast: dict[tuple[int, str, torch.dtype], list[LoraSlice]] = field(init=False, repr=False)
+    _cast: dict[torch.dtype, dict[tuple[int, str], list[LoraSlice]]] = field(
+        init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         self.assign(self.pairs)
@@ -146,13 +148,18 @@ class Adapter:
 
     def cast_slices(self, layer: int, linear: str, dtype: torch.dtype) -> list[LoraSlice]:
         """The same in the model's dtype for inference, kept until the adapter changes."""
-        key = (layer, linear, dtype)
-        if key not in self._cast:
-            self._cast[key] = [
-                LoraSlice(s.a.detach().to(dtype), _columns(s.b, dtype), s.start, s.scale)
-                for s in self.slices(layer, linear)
-            ]
-        return self._cast[key]
+        if dtype not in self._cast:
+            # All at once: made one by one during a pass, these small tensors that stay would lie
+            # between large ones that go, and keep the heap from using that memory again.
+            self._cast[dtype] = {
+                (index, name): [
+                    LoraSlice(s.a.detach().to(dtype), _columns(s.b, dtype), s.start, s.scale)
+                    for s in self.slices(index, name)
+                ]
+                for index in range(self.model.num_layers)
+                for name in FUSED
+            }
+        return self._cast[dtype][layer, linear]
 
 
 def _columns(b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -232,12 +239,10 @@ class InferenceLora:
                 start = self.rows.pop()[0]
             self.rows.append((start, stop, adapter))
 
-    def prepare(self, layers: int, dtype: torch.dtype) -> None:
+    def prepare(self, dtype: torch.dtype) -> None:
         """Makes the adapters' inference copies now rather than at first use."""
         for _, _, adapter in self.rows:
-            for layer in range(layers):
-                for linear in FUSED:
-                    adapter.cast_slices(layer, linear, dtype)
+            adapter.cast_slices(0, "qkv", dtype)
 
     def apply(
         self, layer: int, linear: str, x: Tensor, weight: Tensor, bias: Tensor | None

@@ -38,7 +38,7 @@ class DecodeGraph:
         self.block_table = step.block_table.new_zeros(len(step.block_table), longest)
         self._load(step)
         attend, lora = PagedAttention(model.config, cache, self), InferenceLora(step.adapters)
-        lora.prepare(model.config.num_layers, model.dtype)
+        lora.prepare(model.dtype)
         with record() as self._recording:
             self.hidden = model.blocks(self.embedded, self.positions, attend, lora)
 
