@@ -21,7 +21,8 @@ def linear(
         out_dtype: dtype of the result; None for that of `x`. Sums are in fp32 in any case.
 
     Returns:
-        `[T, N]`. On the CPU backend each row depends on its own row of `x` alone, to the last bit.
+        `[T, N]`. On the CPU backend each row depends on its own row of `x` alone, to the last bit;
+        on Triton for up to 16 rows, on one card.
 
     Raises:
         ValueError: shapes or dtypes do not fit.

@@ -10,7 +10,17 @@ from tests.kernels.oracle import FORWARD, assert_close
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize(
     ("rows", "n", "k"),
-    [(1, 4, 32), (63, 7, 80), (5, 1, 1), (13, 33, 17), (2, 6, 576), (64, 130, 65), (0, 5, 8)],
+    [
+        (1, 4, 32),
+        (63, 7, 80),
+        (5, 1, 1),
+        (13, 33, 17),
+        (2, 6, 576),
+        (64, 130, 65),
+        (0, 5, 8),
+        (16, 40, 1100),
+        (3, 9000, 40),
+    ],
 )
 def test_linear(backend: str, dtype: torch.dtype, rows: int, n: int, k: int, bias: bool) -> None:
     x, weight = torch.randn(rows, k, dtype=dtype), torch.randn(n, k, dtype=dtype)
@@ -21,11 +31,14 @@ def test_linear(backend: str, dtype: torch.dtype, rows: int, n: int, k: int, bia
     assert_close(linear(x, weight, b), exact, FORWARD)
 
 
-def test_fp32_result_of_bf16_inputs(backend: str) -> None:
-    x, weight = torch.randn(9, 576).bfloat16(), torch.randn(50, 576).bfloat16()
-    out = linear(x, weight, out_dtype=torch.float32)
+@pytest.mark.parametrize("rows", [9, 40])
+def test_fp32_result(backend: str, dtype: torch.dtype, rows: int) -> None:
+    x, weight = torch.randn(rows, 576, dtype=dtype), torch.randn(50, 576, dtype=dtype)
+    bias = torch.randn(50, dtype=dtype)
+    out = linear(x, weight, bias, out_dtype=torch.float32)
     assert out.dtype == torch.float32
-    assert_close(out, x.double() @ weight.double().T, {torch.float32: 5e-3})
+    exact = x.double() @ weight.double().T + bias.double()
+    assert_close(out, exact, {torch.float32: FORWARD[dtype]})
 
 
 def test_strided_inputs(backend: str, dtype: torch.dtype) -> None:
@@ -38,6 +51,14 @@ def test_a_row_depends_on_itself_alone(native: str, dtype: torch.dtype) -> None:
     x, weight = torch.randn(700, 70, dtype=dtype), torch.randn(50, 70, dtype=dtype)
     whole = linear(x, weight)
     for rows in (slice(0, 1), slice(8, 15), slice(100, 164), slice(699, 700)):
+        assert torch.equal(whole[rows], linear(x[rows], weight))
+
+
+def test_a_row_of_few_depends_on_itself_alone(invariant: str, dtype: torch.dtype) -> None:
+    weight = torch.randn(40, 1100, dtype=dtype)
+    x = torch.randn(16, 1100, dtype=dtype)
+    whole = linear(x, weight)
+    for rows in (slice(0, 1), slice(8, 15), slice(15, 16)):
         assert torch.equal(whole[rows], linear(x[rows], weight))
 
 
