@@ -1,18 +1,18 @@
 """Records a computation's kernel calls once and makes them again without the Python between them.
 
-What CUDA graphs are to a GPU. Decoding one token makes about 300 kernel calls of a few microseconds
-each, and as many trips through argument checks and allocation; a replay makes the calls alone, on
-the same memory. Inputs that change are tensors that the caller overwrites before each replay.
+Decoding one token makes about 300 kernel calls of a few microseconds each, and as many trips
+through argument checks and allocation; a replay makes the calls alone, on the same memory. Inputs
+that change are tensors that the caller overwrites before each replay. On a GPU a recording is a
+CUDA graph; on the CPU it is a list of calls of the C++ kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,19 +20,75 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.dispatch import has_backend
 
+T = TypeVar("T")
 _ALLOCATIONS = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default}
-_current: ContextVar[Recording | None] = ContextVar("recording", default=None)
+_current: ContextVar[_Calls[Any] | None] = ContextVar("recording", default=None)
 
 
-class Recording:
-    """Kernel calls in order, and the tensors whose memory they use."""
+class Recording(Protocol[T]):
+    """A computation that can be repeated.
 
-    def __init__(self) -> None:
-        self._calls: list[Callable[[], object]] = []
-        self._kept: list[Tensor] = []
+    Attributes:
+        result: what the computation returned, computed; each replay overwrites its tensors.
+    """
+
+    result: T
 
     def replay(self) -> None:
         """Makes the calls again: every tensor of the recorded computation is computed anew."""
+        ...
+
+
+def can_record(x: Tensor) -> bool:
+    """Whether computations on tensors like `x` can be recorded: they run on our own kernels."""
+    return has_backend("linear", x)
+
+
+def record(compute: Callable[[], T], x: Tensor) -> Recording[T]:
+    """Runs `compute` on tensors like `x` and records it.
+
+    On the CPU only kernels, allocations and views may occur in it; on a GPU nothing that waits for
+    it or copies from the host, and it runs twice.
+
+    Raises:
+        RuntimeError: something else occurred, which a replay would silently leave out.
+    """
+    return _Graph(compute) if x.device.type == "cuda" else _Calls(compute)
+
+
+class _Graph(Generic[T]):
+    """A CUDA graph. All share one pool of memory, as no two are ever replayed at once."""
+
+    def __init__(self, compute: Callable[[], T]) -> None:
+        compute()  # compiles kernels and makes workspaces, which a capture must not do
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=_pool()):
+            self.result = compute()
+        self.replay()  # the capture computed nothing
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+
+@cache
+def _pool() -> Any:
+    return torch.cuda.graph_pool_handle()
+
+
+class _Calls(Generic[T]):
+    """Calls of the C++ kernels in order, and the tensors whose memory they use."""
+
+    def __init__(self, compute: Callable[[], T]) -> None:
+        self._calls: list[Callable[[], object]] = []
+        self._kept: list[Tensor] = []
+        with _Watch(self._kept):
+            before = _current.set(self)
+            try:
+                self.result = compute()
+            finally:
+                _current.reset(before)
+
+    def replay(self) -> None:
         for call in self._calls:
             call()
 
@@ -40,16 +96,16 @@ class Recording:
 class _Watch(TorchDispatchMode):
     """Keeps what is allocated, lets views pass, and stops at anything a replay would miss."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, kept: list[Tensor]) -> None:
         super().__init__()
-        self._recording = recording
+        self._kept = kept
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _ALLOCATIONS:
-            self._recording._kept.append(result)
+            self._kept.append(result)
         elif not func.is_view or not _shares_memory(result, args[0]):
             raise RuntimeError(f"{func} is no kernel of this project and cannot be recorded")
         return result
@@ -60,27 +116,6 @@ def _shares_memory(result: Any, source: Any) -> bool:
     parts = result if isinstance(result, list | tuple) else [result]
     storage = source.untyped_storage().data_ptr() if isinstance(source, Tensor) else None
     return all(part.untyped_storage().data_ptr() == storage for part in parts)
-
-
-def can_record(x: Tensor) -> bool:
-    """Whether computations on tensors like `x` can be recorded: they run on the C++ backend."""
-    return x.device.type == "cpu" and has_backend("linear", x)
-
-
-@contextmanager
-def record() -> Iterator[Recording]:
-    """Runs the block as usual and records it; only kernels, allocations and views may occur in it.
-
-    Raises:
-        RuntimeError: something else occurred, which a replay would silently leave out.
-    """
-    recording = Recording()
-    with _Watch(recording):
-        before = _current.set(recording)
-        try:
-            yield recording
-        finally:
-            _current.reset(before)
 
 
 def recordable(native: ModuleType) -> Any:

@@ -1,59 +1,89 @@
-"""Decode steps of few sequences, recorded once and replayed: Python's share was a third."""
+"""Decode steps, recorded once and replayed: between their kernel calls Python takes too long."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 
+import torch
 from torch import Tensor
 
-from engine.adapters.lora import InferenceLora
+from engine.adapters.lora import Adapter, InferenceLora
 from engine.model import Llama
-from engine.serving.kv_cache import KVCache
+from engine.serving.kv_cache import KVCache, blocks_for
 from engine.serving.paged import PagedAttention
-from engine.serving.prefix_tree import BLOCK_SIZE
 from engine.serving.scheduler import S, Step
 from kernels.recording import can_record, record
 
-_MOST_SEQUENCES = 4  # steps of more have enough to compute to hide Python's share
-_MOST_GRAPHS = 8
+SIZES = {"cpu": [1, 2, 3, 4], "cuda": [1, 2, 4, 8, 16, 32, 48, 64, *range(96, 513, 32)]}
+"""Numbers of sequences for which steps are recorded; others are filled up to the next one. From 5 on
+a CPU has enough to compute to hide Python's share."""
+_MIXED = 4  # sequences; above, steps of several adapters differ too often to be recorded
+_MOST_GRAPHS = {"cpu": 8, "cuda": 64}
 
 
 class DecodeGraph:
-    """One new token for each of S sequences, as recorded kernel calls.
+    """One new token for each of R sequences, as recorded kernel calls.
 
-    Its tensors have the names and meanings of `Step`'s; `load` overwrites them with a step's.
+    Its tensors have the names and meanings of `Step`'s; `replay` overwrites them with a step's. A
+    step of fewer sequences is filled up with copies of its last row, which compute and store the
+    same once more.
 
     Args:
         model: whose blocks are recorded.
         cache: whose present tensors they read and write.
         step: the first step, computed while it is recorded.
+        rows: R, at least the step's sequences.
+        width: blocks in a row of the block table, at least the step's.
     """
 
-    def __init__(self, model: Llama, cache: KVCache, step: Step[S]) -> None:
+    def __init__(self, model: Llama, cache: KVCache, step: Step[S], rows: int, width: int) -> None:
         self.model = model
-        longest = -(-model.config.max_positions // BLOCK_SIZE)
-        self.embedded = model.embed(step.tokens)
-        self.positions, self.slots = step.positions.clone(), step.slots.clone()
-        self.cu_seqlens, self.seq_lens = step.cu_seqlens.clone(), step.seq_lens.clone()
-        self.block_table = step.block_table.new_zeros(len(step.block_table), longest)
+        self.embedded = model.embed(step.tokens[:1]).repeat(rows, 1)
+        self.positions, self.slots, self.seq_lens = (
+            x[:1].repeat(rows) for x in (step.positions, step.slots, step.seq_lens)
+        )
+        self.cu_seqlens = torch.arange(rows + 1, dtype=torch.int32, device=model.device)
+        self.block_table = step.block_table.new_zeros(rows, width)
         self._load(step)
-        attend, lora = PagedAttention(model.config, cache, self), InferenceLora(step.adapters)
+        lora = InferenceLora(_filled(step.adapters, rows))
         lora.prepare(model.dtype)
-        with record() as self._recording:
-            self.hidden = model.blocks(self.embedded, self.positions, attend, lora)
+        attend = PagedAttention(model.config, cache, self)
+        self._recording = record(
+            lambda: model.blocks(self.embedded, self.positions, attend, lora), self.embedded
+        )
 
     def replay(self, step: Step[S]) -> Tensor:
         """`hidden [S, W]` of a step; overwritten by the next one."""
         self._load(step)
         self._recording.replay()
-        return self.hidden
+        return self.hidden(step)
+
+    def hidden(self, step: Step[S]) -> Tensor:
+        """`[S, W]` of the step that was computed last."""
+        return self._recording.result[: len(step.tokens)]
 
     def _load(self, step: Step[S]) -> None:
-        self.embedded.copy_(self.model.embed(step.tokens))
-        self.positions.copy_(step.positions)
-        self.slots.copy_(step.slots)
-        self.seq_lens.copy_(step.seq_lens)
-        self.block_table[:, : step.block_table.shape[1]].copy_(step.block_table)
+        _fill(self.embedded, self.model.embed(step.tokens))
+        _fill(self.positions, step.positions)
+        _fill(self.slots, step.slots)
+        _fill(self.seq_lens, step.seq_lens)
+        _fill(self.block_table[:, : step.block_table.shape[1]], step.block_table)
+
+
+def _fill(target: Tensor, source: Tensor) -> None:
+    """Copies the rows of `source`, the last one again and again up to the target's end."""
+    target[: len(source)].copy_(source)
+    if len(source) < len(target):
+        target[len(source) :].copy_(source[-1:].expand_as(target[len(source) :]))
+
+
+def _filled(
+    adapters: list[tuple[int, int, Adapter | None]], rows: int
+) -> list[tuple[int, int, Adapter | None]]:
+    """The ranges, the last one up to `rows`."""
+    start, _, adapter = adapters[-1]
+    return [*adapters[:-1], (start, rows, adapter)]
 
 
 class DecodeGraphs:
@@ -61,6 +91,7 @@ class DecodeGraphs:
 
     def __init__(self, model: Llama, cache: KVCache) -> None:
         self.model, self.cache = model, cache
+        self.sizes = SIZES.get(model.device.type, [])
         self._graphs: OrderedDict[tuple[object, ...], DecodeGraph] = OrderedDict()
         self._generation = cache.generation  # recordings hold addresses in its tensors
 
@@ -70,19 +101,44 @@ class DecodeGraphs:
 
     def hidden(self, step: Step[S]) -> Tensor | None:
         """`[S, W]` of a step that a recording can compute, else None."""
-        sequences = len(step.sequences)
-        few = sequences <= _MOST_SEQUENCES and len(step.tokens) == sequences
-        if not few or not can_record(self.model.embedding):
+        rows = self._rows(step)
+        if rows is None or not can_record(self.model.embedding):
             return None
         if self._generation != self.cache.generation:
             self.clear()
             self._generation = self.cache.generation
-        key = tuple(one.owner for one in step.sequences)
+        width = self._width(step)
+        key = rows, width, *_owners(step)
         graph = self._graphs.get(key)
         if graph is not None:
             self._graphs.move_to_end(key)
             return graph.replay(step)
-        graph = self._graphs[key] = DecodeGraph(self.model, self.cache, step)
-        if len(self._graphs) > _MOST_GRAPHS:
+        graph = self._graphs[key] = DecodeGraph(self.model, self.cache, step, rows, width)
+        if len(self._graphs) > _MOST_GRAPHS[self.model.device.type]:
             self._graphs.popitem(last=False)
-        return graph.hidden
+        return graph.hidden(step)
+
+    def _rows(self, step: Step[S]) -> int | None:
+        """The number of sequences to record for, or None where the step is not to be recorded."""
+        sequences = len(step.sequences)
+        if len(step.tokens) != sequences or not self.sizes or sequences > self.sizes[-1]:
+            return None
+        if sequences > _MIXED and len(step.adapters) > 1:
+            return None
+        return self.sizes[bisect_left(self.sizes, sequences)]
+
+    def _width(self, step: Step[S]) -> int:
+        """Columns of the block table: on the CPU the most there can be; unused ones cost nothing.
+
+        On a GPU each stands for programs that find nothing to do, so it is a power of two.
+        """
+        longest = blocks_for(self.model.config.max_positions)
+        if self.model.device.type == "cpu":
+            return longest
+        return min(longest, 1 << (step.block_table.shape[1] - 1).bit_length())
+
+
+def _owners(step: Step[S]) -> list[int | None]:
+    """What tells the adapters of the step's rows apart."""
+    owners = [one.owner for one in step.sequences]
+    return owners[:1] if len(step.adapters) == 1 else owners

@@ -33,14 +33,14 @@ def both_ways(
     monkeypatch: pytest.MonkeyPatch, adapters: list[Adapter | None], params: SamplingParams
 ) -> tuple[list[Completion], list[Completion]]:
     replayed = generate(runner(), PROMPTS, params, adapters)
-    monkeypatch.setattr(decode_graph, "_MOST_SEQUENCES", 0)
+    monkeypatch.setitem(decode_graph.SIZES, "cpu", [])
     return replayed, generate(runner(), PROMPTS, params, adapters)
 
 
 @pytest.mark.parametrize("family", ["llama2", "mistral", "qwen2", "qwen3"])
 def test_every_family_decodes_the_same(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     replayed = generate(runner(family), PROMPTS, greedy(40))
-    monkeypatch.setattr(decode_graph, "_MOST_SEQUENCES", 0)
+    monkeypatch.setitem(decode_graph.SIZES, "cpu", [])
     assert replayed == generate(runner(family), PROMPTS, greedy(40))
 
 
@@ -49,6 +49,24 @@ def test_rows_of_several_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     replayed, ordinary = both_ways(monkeypatch, mixed, greedy(20))
     assert replayed == ordinary
     assert results(replayed) != results(generate(runner(), PROMPTS, greedy(20)))
+
+
+@pytest.mark.parametrize("adapters", [[None] * 3, [trained(1)] * 3, [trained(1), None, None]])
+def test_steps_are_filled_up_to_a_recorded_size(
+    monkeypatch: pytest.MonkeyPatch, adapters: list[Adapter | None]
+) -> None:
+    monkeypatch.setitem(decode_graph.SIZES, "cpu", [8])
+    sampled = SamplingParams(temperature=1.0, n=2, max_tokens=30, seed=5)
+    replayed, ordinary = both_ways(monkeypatch, adapters, sampled)
+    assert replayed == ordinary
+
+
+def test_recorded_sizes_serve_all_steps_up_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(decode_graph.SIZES, "cpu", [2, 4])
+    run = runner()
+    for prompts in (PROMPTS[:1], PROMPTS[:2], PROMPTS):
+        generate(run, prompts, SamplingParams(temperature=0, max_tokens=9, ignore_eos=True))
+    assert len(run.graphs._graphs) == 2
 
 
 def test_a_first_token_with_a_fresh_adapter() -> None:

@@ -22,13 +22,12 @@ def test_a_replay_reads_what_the_inputs_hold_now(dtype: torch.dtype) -> None:
         normed, total = add_rms_norm(x, residual, norm, 1e-5)
         return swiglu(linear(rms_norm(normed, norm, 1e-5), weight)), total
 
-    with record() as recording:
-        recorded = compute()
+    recording = record(compute, x)
     for _ in range(2):
         x.normal_()
         residual.normal_()
         recording.replay()
-        assert all(map(torch.equal, recorded, compute()))
+        assert all(map(torch.equal, recording.result, compute()))
 
 
 @pytest.mark.parametrize("inference", [False, True])
@@ -36,37 +35,38 @@ def test_what_a_replay_would_leave_out_is_refused(inference: bool) -> None:
     x, weight = torch.randn(3, 32), torch.randn(8, 32)
     turned = x.T.contiguous().T  # the kernel would copy it
     with torch.inference_mode(inference):
-        with pytest.raises(RuntimeError, match=r"aten.mul.* cannot be recorded"), record():
-            linear(x, weight) * 2
-        with pytest.raises(RuntimeError, match=r"aten.mul_.* cannot be recorded"), record():
-            linear(x, weight).mul_(2)
-        with pytest.raises(RuntimeError, match="cannot be recorded"), record():
-            linear(turned, weight)
+        with pytest.raises(RuntimeError, match=r"aten.mul.* cannot be recorded"):
+            record(lambda: linear(x, weight) * 2, x)
+        with pytest.raises(RuntimeError, match=r"aten.mul_.* cannot be recorded"):
+            record(lambda: linear(x, weight).mul_(2), x)
+        with pytest.raises(RuntimeError, match="cannot be recorded"):
+            record(lambda: linear(turned, weight), x)
 
 
 def test_other_threads_are_not_recorded() -> None:
     x, y, weight = torch.randn(3, 32), torch.randn(3, 32), torch.randn(8, 32)
     out = torch.zeros(3, 8)
-    with record() as recording:
+
+    def compute() -> None:
         other = threading.Thread(target=lambda: out.copy_(linear(y, weight)))
         other.start()
         other.join()
         linear(x, weight)
-    assert len(recording._calls) == 1
+
+    assert len(record(compute, x)._calls) == 1
     assert torch.equal(out, linear(y, weight))
 
 
 def test_nothing_is_recorded_after_the_block() -> None:
     x, weight = torch.randn(3, 32), torch.randn(8, 32)
-    with record() as recording:
-        y = linear(x, weight)
+    recording = record(lambda: linear(x, weight), x)
     linear(x, weight).zero_()
-    before = y.clone()
+    before = recording.result.clone()
     recording.replay()
-    assert torch.equal(y, before)
+    assert torch.equal(recording.result, before)
 
 
-def test_only_the_cpu_kernels_record() -> None:
+def test_only_our_own_kernels_record() -> None:
     assert can_record(torch.randn(2, 2))
     assert not can_record(torch.randn(2, 2, dtype=torch.float64))
     with only("reference"):
