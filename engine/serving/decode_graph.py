@@ -16,7 +16,7 @@ from engine.serving.scheduler import S, Step
 from kernels.recording import can_record, record
 
 SIZES = {"cpu": [1, 2, 3, 4], "cuda": [1, 2, 4, 8, 16, 32, 48, 64, *range(96, 513, 32)]}
-"""Numbers of sequences for which steps are recorded; others are filled up to the next one. From 5 on
+"""Sequences for which steps are recorded; fewer are filled up to the next number. From 5 on
 a CPU has enough to compute to hide Python's share."""
 _MIXED = 4  # sequences; above, steps of several adapters differ too often to be recorded
 _MOST_GRAPHS = {"cpu": 8, "cuda": 64}
