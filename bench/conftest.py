@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-_HEADER = f"{'op':<34}{'ours us':>12}{'torch us':>12}{'torch/ours':>12}  rate of ours"
+_HEADER = f"{'op':<40}{'ours us':>12}{'torch us':>12}{'torch/ours':>12}  rate of ours"
 
 
 def pytest_configure() -> None:
@@ -40,4 +40,4 @@ def _line(op: str, sides: dict[str, Any]) -> str:
     if len(sides) == 2:
         ratio = f"{sides['torch'].stats.median / sides['ours'].stats.median:.2f}"
     ours, torch_ = micro.get("ours", ""), micro.get("torch", "")
-    return f"{op:<34}{ours:>12}{torch_:>12}{ratio:>12}  {rate}"
+    return f"{op:<40}{ours:>12}{torch_:>12}{ratio:>12}  {rate}"

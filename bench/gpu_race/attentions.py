@@ -1,0 +1,206 @@
+"""Attention of training packs, of paged decode, and the sampling that ends a decode step."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import kernels
+from bench import cases
+from bench.case import Case, Run, Shapes, backward
+from bench.gpu_race.results import Goal, Timing
+from bench.gpu_race.workbench import Job, Skipped, Workbench
+
+_BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Causal sequences, forward or backward, on one device.
+
+    Attributes:
+        lengths: of the sequences, packed without padding.
+        kv_heads: of keys and values.
+    """
+
+    bench: Workbench
+    lengths: tuple[int, ...]
+    kv_heads: int
+    back: bool
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def flops(self) -> float:
+        """Two products of half a square forward, five backward."""
+        shapes = self.bench.shapes
+        squares = sum(length**2 for length in self.lengths)
+        return (5.0 if self.back else 2.0) * squares * shapes.heads * shapes.head
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        return self.bench.place.ints(0, *accumulate(self.lengths))
+
+    def inputs(self, *size: int) -> list[Tensor]:
+        """q, k and v `[*size, heads, D]`."""
+        shapes = self.bench.shapes
+        counts = shapes.heads, self.kv_heads, self.kv_heads
+        at = self.bench.place
+        return [at.random(*size, count, shapes.head, grad=self.back) for count in counts]
+
+    def run(self, attend: Callable[..., Tensor], leaves: list[Tensor]) -> Run:
+        """Forward, or backward alone, of `attend(*leaves)`."""
+        return backward(attend(*leaves), leaves) if self.back else lambda: attend(*leaves)
+
+    def ours(self) -> Run:
+        cu_seqlens = self.cu_seqlens
+        segments = kernels.Segments(cu_seqlens, cu_seqlens.new_full((len(self.lengths),), -1))
+        scale = self.bench.shapes.head**-0.5
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return kernels.attention(q, k, v, segments, scale)
+
+        return self.run(attend, self.inputs(self.tokens))
+
+    def padded(self, backend: SDPBackend | None) -> Run:
+        """Torch's attention over the sequences, each padded to the longest; None for its choice."""
+
+        def only() -> AbstractContextManager[None]:
+            return nullcontext() if backend is None else sdpa_kernel(backend)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            heads = (x.transpose(1, 2) for x in (q, k, v))
+            shared = self.kv_heads != self.bench.shapes.heads
+            with only():
+                return F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=shared)
+
+        return self.run(attend, self.inputs(len(self.lengths), max(self.lengths)))
+
+    def varlen(self) -> Run:
+        """Torch's flash attention over packed sequences, where its version has it."""
+        from torch.nn.attention.varlen import varlen_attn
+
+        cu_seqlens, most = self.cu_seqlens, max(self.lengths)
+        known = inspect.signature(varlen_attn).parameters
+        causal = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+        if "enable_gqa" in known:
+            causal["enable_gqa"] = True
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, most, most, **causal)
+
+        return self.run(attend, self.inputs(self.tokens))
+
+    def flex(self) -> Run:
+        """FlexAttention over packed sequences, compiled, with the mask of their documents."""
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        device = self.bench.device
+        lengths = torch.tensor(self.lengths, device=device)
+        document = torch.arange(len(self.lengths), device=device).repeat_interleave(lengths)
+
+        def seen(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (query >= key) & (document[query] == document[key])
+
+        size = self.tokens
+        mask = torch.compile(create_block_mask)(seen, None, None, size, size, device=device)
+        compiled = torch.compile(flex_attention, dynamic=False)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out: Tensor = compiled(q, k, v, block_mask=mask, enable_gqa=True)
+            return out
+
+        leaves = [x.detach().transpose(0, 1)[None] for x in self.inputs(self.tokens)]
+        return self.run(attend, [x.requires_grad_(self.back) for x in leaves])
+
+    def race(self, name: str, goals: Sequence[Goal], *, flex: bool) -> Timing:
+        """Ours beside whatever torch has."""
+        padded = len(set(self.lengths)) > 1
+        peers: dict[str, Callable[[], Run]] = {}
+        if self.bench.on_gpu:
+            for backend, kind in _BACKENDS.items():
+                peers[f"{backend}, padded" if padded else backend] = partial(self.padded, kind)
+            peers["varlen_attn"] = self.varlen
+            if flex:
+                peers["flex"] = self.flex
+
+        def build() -> Case:
+            return Case(self.ours(), self.padded(None), self.flops, "GFLOP/s")
+
+        return self.bench.race(name, build, peers, goals=goals)
+
+
+def training(bench: Workbench) -> Iterator[Job]:
+    """Dense sequences, then sequences of very different lengths; forward, then backward."""
+    shapes, short = bench.shapes, bench.tiny
+    dense = (16, 24, 32) if short else (4096, 2048, 8192)
+    count, longest = (3, 24) if short else (32, 4096)
+    rng = random.Random(0)
+    ragged = (longest, *(rng.randint(longest // 16, longest) for _ in range(count - 1)))
+    for back in (False, True):
+        way = "backward" if back else "forward"
+        for length in dense:
+            pack = Pack(bench, (length,) * (2 if short else 8), shapes.kv_heads, back)
+            title = f"attention {way}, {len(pack.lengths)} x {length}, GQA"
+            goals = [Goal("speed", 0.9)]
+            yield title, partial(_fitting, pack, title, goals, flex=length == dense[0])
+        pack = Pack(bench, (dense[0],) * len(pack.lengths), shapes.heads, back)
+        title = f"attention {way}, {len(pack.lengths)} x {dense[0]}, MHA"
+        yield title, partial(_fitting, pack, title, [Goal("speed", 0.9)], flex=False)
+        pack = Pack(bench, ragged, shapes.kv_heads, back)
+        padding = 1 - pack.tokens / (len(ragged) * max(ragged))
+        title = f"attention {way}, {len(ragged)} ragged, {padding:.0%} padding"
+        goals = [] if back else [Goal("speed", 1.5)]
+        yield title, partial(_fitting, pack, title, goals, flex=True)
+
+
+def _fitting(pack: Pack, title: str, goals: Sequence[Goal], *, flex: bool) -> Timing:
+    shapes = pack.bench.shapes
+    rows = len(pack.lengths) * max(pack.lengths)
+    pack.bench.need(rows * shapes.heads * shapes.head * 2 * 16 / 1e9)
+    return pack.race(title, goals, flex=flex)
+
+
+def paged(bench: Workbench) -> Iterator[Job]:
+    """Decode steps over the paged cache, and a prefill's chunk."""
+    length, shared = (48, 32) if bench.tiny else (1024, 768)
+    for sequences in (2, 5) if bench.tiny else (1, 64, 256):
+        for common in (0, shared):
+            what = f", {common} shared" if common else ""
+            title = f"paged_attention decode, {sequences} x {length}{what}"
+            yield title, partial(_paged, bench, title, sequences, 1, length, common)
+    queries = length // 2
+    title = f"paged_attention prefill, 8 x {queries} of {length}"
+    yield title, partial(_paged, bench, title, 8, queries, length, 0)
+
+
+def _paged(
+    bench: Workbench, title: str, sequences: int, queries: int, length: int, common: int
+) -> Timing:
+    shapes: Shapes = bench.shapes
+    bench.need(6e-9 * 2 * sequences * length * shapes.kv_heads * shapes.head)
+    if common and "shared_blocks" not in inspect.signature(kernels.paged_attention).parameters:
+        raise Skipped("paged_attention has no shared_blocks")
+    build = partial(cases.paged_attention, bench.place, shapes, sequences, queries, length, common)
+    return bench.race(title, build)
+
+
+def sampling(bench: Workbench) -> Iterator[Job]:
+    """Draws for a batch; the logits are read at least once."""
+    for rows in (1, 64, 256):
+        for top_k in (0, 10):
+            title = f"sample {rows} x {bench.shapes.vocabulary}, top_k {top_k or 'off'}"
+            build = partial(cases.sample, bench.place, bench.shapes, rows, top_k)
+            yield title, partial(bench.race, title, build)
