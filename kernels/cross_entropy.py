@@ -16,8 +16,20 @@ from torch import Tensor
 from kernels.dispatch import implementation
 
 IGNORED = -100
-_LOGIT_BYTES = 32 << 20  # of one chunk
-_MIN_ROWS = 256  # fewer rows a chunk would starve the matrix products
+_CPU_CHUNK = 32 << 20, 256  # bytes of logits; least rows, or the matrix products starve
+_GPU_CHUNK = 512 << 20, 1024
+
+
+def _chunk_rows(hidden: Tensor, vocab: int) -> int:
+    """Rows of a chunk: as many as the device's budget of logits holds.
+
+    On a GPU at T = 8192, D = 4096, V = 128,256 in bf16 that is 2,093 rows: 512 MiB of logits, 32
+    MiB for their hidden states and these states' gradient, and 64 MiB for the gradient of all: 608
+    MiB. F.cross_entropy on fp32 copies holds at least 12 bytes a logit (log-softmax, its gradient
+    and that of the logits, each in fp32), 11.7 GiB: 20 times as much.
+    """
+    budget, least = _CPU_CHUNK if hidden.device.type == "cpu" else _GPU_CHUNK
+    return max(least, budget // (vocab * hidden.element_size()))
 
 
 def linear_cross_entropy(
@@ -26,6 +38,8 @@ def linear_cross_entropy(
     targets: Tensor,
     weights: Tensor | None = None,
     label_smoothing: float = 0.0,
+    *,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of the tokens' cross-entropies, differentiable in `hidden`.
 
@@ -35,14 +49,17 @@ def linear_cross_entropy(
         targets: `[T]` int64; rows with -100 are ignored and cost nothing.
         weights: `[T]` fp32 factor of each token's loss, or None for 1.
         label_smoothing: share of the target mass spread evenly over the vocabulary, in [0, 1].
+        rows: `[R]` int64, ascending, all rows that are not ignored. None finds them, for which a
+            GPU is waited for.
 
     Returns:
         The sum of the losses in nats (scalar, fp32; float64 for float64), and `[T]` of the same
         dtype the targets' log-probabilities, 0 where ignored, which carry no gradient.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, `weight` wants a gradient, or a target is neither
-            -100 nor a row of `weight` (checked on the CPU only, where looking is free).
+        ValueError: shapes or dtypes do not fit, `weight` wants a gradient, or (checked on the CPU
+            only, where looking is free) a target is neither -100 nor a row of `weight`, or `rows`
+            are others than those not ignored.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden: shape {list(hidden.shape)} does not fit {list(weight.shape)}")
@@ -58,7 +75,17 @@ def linear_cross_entropy(
         raise ValueError(f"weights: expected {list(targets.shape)}, got {list(weights.shape)}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: must be in [0, 1], got {label_smoothing}")
-    return _LinearCrossEntropy.apply(hidden, weight, targets, weights, label_smoothing)
+    if rows is None:
+        rows = _kept(targets)
+    elif rows.dim() != 1 or rows.dtype != torch.int64:
+        raise ValueError(f"rows: expected int64 [R], got {rows.dtype} {list(rows.shape)}")
+    elif targets.device.type == "cpu" and not torch.equal(rows, _kept(targets)):
+        raise ValueError(f"rows: must be those whose target is not {IGNORED}, ascending")
+    return _LinearCrossEntropy.apply(hidden, weight, targets, weights, label_smoothing, rows)
+
+
+def _kept(targets: Tensor) -> Tensor:
+    return (targets != IGNORED).nonzero().squeeze(1)
 
 
 def _outside(targets: Tensor, vocab: int) -> bool:
@@ -75,33 +102,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         weights: Tensor | None,
         label_smoothing: float,
+        kept: Tensor,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        kept = (targets != IGNORED).nonzero().squeeze(1)
-        logprobs = torch.zeros(targets.shape, dtype=wide, device=hidden.device)
         gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        losses = torch.zeros((), dtype=wide, device=hidden.device)
         one_chunk = implementation("cross_entropy_chunk", hidden)
-        size = max(_MIN_ROWS, _LOGIT_BYTES // (len(weight) * hidden.element_size()))
+        size = _chunk_rows(hidden, len(weight))
         buffer = hidden.new_empty(min(size, len(kept)), len(weight))
-        for rows in kept.split(size):
+        factors = None if weights is None else weights[kept].to(wide).split(size)
+        found: list[tuple[Tensor, Tensor]] = []  # each chunk's losses and log-probabilities
+        for i, (rows, chosen) in enumerate(
+            zip(kept.split(size), targets[kept].split(size), strict=True)
+        ):
             logits = torch.mm(hidden[rows], weight.T, out=buffer[: len(rows)])
-            factor = None if weights is None else weights[rows].to(wide)
-            loss, logprob = one_chunk(
-                logits, targets[rows], factor, label_smoothing, gradient is not None
-            )
-            losses += loss.sum()
-            logprobs[rows] = logprob
+            factor = None if factors is None else factors[i]
+            found.append(one_chunk(logits, chosen, factor, label_smoothing, gradient is not None))
             if gradient is not None:
-                gradient[rows] = logits @ weight
+                gradient.index_copy_(0, rows, logits @ weight)
+        losses, chosen_logprobs = (torch.cat(parts) for parts in zip(*found, strict=True))
+        logprobs = torch.zeros(targets.shape, dtype=wide, device=hidden.device)
+        logprobs.index_copy_(0, kept, chosen_logprobs)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(logprobs)
-        return losses, logprobs
+        return losses.sum(), logprobs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad, None, None, None, None  # a scalar: fp32 factor, dtype kept
+        return gradient * grad, None, None, None, None, None  # a scalar: fp32 factor, dtype kept
 
 
 def cross_entropy_chunk_reference(

@@ -91,7 +91,9 @@ class Gradients:
             micro.tokens, micro.positions, attend, lora, checkpoint=recompute
         )
         head = self.model.head
-        loss, _ = linear_cross_entropy(hidden, head, micro.targets, micro.weights, smoothing)
+        loss, _ = linear_cross_entropy(
+            hidden, head, micro.targets, micro.weights, smoothing, rows=micro.target_rows
+        )
         return loss.masked_fill(self._overflowed(micro.tokens, hidden.detach()), math.nan)
 
     def _overflowed(self, tokens: Tensor, hidden: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -73,6 +73,7 @@ class MicroBatch:
         segments: how attention may look.
         targets: `[T]` int64, the next token where it belongs to a completion, else -100.
         weights: `[T]` fp32, factor of each row's loss.
+        target_rows: `[R]` int64, the rows whose target is not -100, ascending.
         examples: the examples inside.
     """
 
@@ -81,14 +82,20 @@ class MicroBatch:
     segments: Segments
     targets: Tensor
     weights: Tensor
+    target_rows: Tensor
     examples: tuple[Encoded, ...]
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on `device`."""
-        tensors = (self.tokens, self.positions, self.targets, self.weights)
-        tokens, positions, targets, weights = (tensor.to(device) for tensor in tensors)
-        segments = self.segments.to(device)
-        return MicroBatch(tokens, positions, segments, targets, weights, self.examples)
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            positions=self.positions.to(device),
+            segments=self.segments.to(device),
+            targets=self.targets.to(device),
+            weights=self.weights.to(device),
+            target_rows=self.target_rows.to(device),
+        )
 
 
 def pack(
@@ -210,6 +217,9 @@ def _assemble(groups: list[Group]) -> MicroBatch:
         ),
         targets=torch.tensor(targets, dtype=torch.int64),
         weights=torch.tensor(weights, dtype=torch.float32),
+        target_rows=torch.tensor(
+            [row for row, target in enumerate(targets) if target != IGNORED], dtype=torch.int64
+        ),
         examples=tuple(example for group in groups for example in group.examples),
     )
 

@@ -36,6 +36,7 @@ def read_back(micro: MicroBatch) -> list[tuple[tuple[int, ...], tuple[int, ...],
     bounds, prefix = micro.segments.cu_seqlens.tolist(), micro.segments.prefix.tolist()
     users = {p for p in prefix if p >= 0}
     found = []
+    assert torch.equal(micro.target_rows, (micro.targets != IGNORED).nonzero().squeeze(1))
     for s, p in enumerate(prefix):
         if s in users:
             continue

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import linear_cross_entropy, linear_cross_entropy_reference
+from kernels import dispatch, linear_cross_entropy, linear_cross_entropy_reference
 from tests.kernels.oracle import FORWARD, GRADIENT, assert_close, double
 
 cross_entropy = importlib.import_module("kernels.cross_entropy")
@@ -41,7 +41,7 @@ def check(
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True], ids=["even", "weighted"])
 @pytest.mark.parametrize(
-    ("rows", "dim", "vocab"), [(63, 24, 1001), (1, 16, 16), (40, 8, 5), (300, 17, 130)]
+    ("rows", "dim", "vocab"), [(21, 24, 1001), (1, 16, 16), (40, 8, 5), (30, 17, 130)]
 )
 def test_linear_cross_entropy(
     backend: str,
@@ -58,9 +58,8 @@ def test_linear_cross_entropy(
 
 
 def test_many_chunks(backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy, "_LOGIT_BYTES", 1)
-    monkeypatch.setattr(cross_entropy, "_MIN_ROWS", 7)
-    check(*problem(50, 16, 99, dtype), torch.rand(50), 0.05)
+    monkeypatch.setattr(cross_entropy, "_chunk_rows", lambda hidden, vocab: 7)
+    check(*problem(20, 16, 99, dtype), torch.rand(20), 0.05)
 
 
 @pytest.mark.parametrize("rows", [0, 4])
@@ -89,6 +88,29 @@ def test_without_gradient(backend: str, dtype: torch.dtype) -> None:
     assert torch.equal(logprobs, same)
 
 
+def test_rows_are_those_that_would_be_found(backend: str, dtype: torch.dtype) -> None:
+    hidden, weight, targets = problem(20, 8, 30, dtype)
+    rows = (targets != cross_entropy.IGNORED).nonzero().squeeze(1)
+    loss, logprobs = linear_cross_entropy(hidden, weight, targets)
+    again, same = linear_cross_entropy(hidden, weight, targets, rows=rows)
+    assert torch.equal(loss, again)
+    assert torch.equal(logprobs, same)
+    (grad,), (other,) = (torch.autograd.grad(each, hidden) for each in (loss, again))
+    assert torch.equal(grad, other)
+
+
+def test_a_row_depends_on_itself_alone(invariant: str, dtype: torch.dtype) -> None:
+    """The matrix products aside: what happens to a chunk of logits."""
+    logits, targets = torch.randn(20, 300).to(dtype), torch.randint(0, 300, (20,))
+    weights, part = torch.rand(20), logits[7:9].clone()
+    chunk = dispatch.implementation("cross_entropy_chunk", logits)
+    outs = chunk(logits, targets, weights, 0.1, True)
+    alone = chunk(part, targets[7:9], weights[7:9], 0.1, True)
+    assert torch.equal(logits[7:9], part)
+    for out, same in zip(outs, alone, strict=True):
+        assert torch.equal(out[7:9], same)
+
+
 def test_derivatives() -> None:
     hidden, weight, targets = problem(9, 6, 11, torch.float64)
     weights = torch.rand(9, dtype=torch.float64)
@@ -109,6 +131,9 @@ def test_derivatives() -> None:
         ("targets", {"targets": torch.zeros(5, dtype=torch.int32)}),
         ("weights", {"weights": torch.zeros(4)}),
         ("label_smoothing", {"label_smoothing": 1.5}),
+        ("rows", {"rows": torch.zeros(5, dtype=torch.int32)}),
+        ("rows", {"rows": torch.zeros(5, 1, dtype=torch.int64)}),
+        ("rows", {"rows": torch.arange(4)}),
     ],
 )
 def test_what_does_not_fit_is_named(name: str, change: dict[str, object]) -> None:
