@@ -7,6 +7,8 @@ multiply-add, tensors read once and written once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +16,7 @@ from torch import Tensor
 
 import kernels
 from bench.case import BLOCK, EPS, RANK, Case, Eager, Place, Shapes, backward, plain, with_gradients
-from kernels.quantized import Kind, quantize
-from kernels.quantized import quantized_linear as quantized_linear_op
-from kernels.sampling import SampleParams
+from kernels.quantized import Kind
 
 
 def linear(at: Place, rows: int, n: int, k: int) -> Case:
@@ -51,6 +51,23 @@ def lora_linear(at: Place, shapes: Shapes, columns: list[int], k: int, rank: int
         base + low_rank,
         "GFLOP/s",
     )
+
+
+def lora_rows(at: Place, shapes: Shapes, rows: int, adapters: int, n: int) -> Case:
+    """A decode batch whose rows carry so many adapters, as many rows each."""
+    x, y, each = at.random(rows, shapes.width), at.random(rows, n), rows // adapters
+    pairs = [(at.random(RANK, shapes.width), at.random(n, RANK)) for _ in range(adapters)]
+    banks = [kernels.LoraBank([[kernels.LoraSlice(a, b, 0, 1e-3)]]) for a, b in pairs]
+    carried = kernels.LoraRows([(i * each, (i + 1) * each, bank) for i, bank in enumerate(banks)])
+
+    def eager() -> None:
+        for i, (a, b) in enumerate(pairs):
+            part = slice(i * each, (i + 1) * each)
+            y[part].addmm_(x[part] @ a.T, b.T, alpha=1e-3)
+
+    weights = sum(a.nbytes + b.nbytes for a, b in pairs)
+    amount = float(weights + x.nbytes + 2 * y.nbytes)
+    return Case(lambda: kernels.lora_add_rows_(y, x, carried, 0), eager, amount, "GB/s")
 
 
 def rms_norm(
@@ -159,12 +176,18 @@ def attention(at: Place, shapes: Shapes) -> Case:
 
 
 def paged_attention(
-    at: Place, shapes: Shapes, sequences: int, queries: int, length: int, shared: int = 0
+    at: Place,
+    shapes: Shapes,
+    sequences: int,
+    queries: int,
+    length: int,
+    shared: int = 0,
+    cache: torch.dtype | None = None,
 ) -> Case:
     """The newest `queries` tokens of each of the sequences of `length` tokens.
 
     Their first `shared` tokens, whole blocks, lie in the same blocks; the amount counts them for
-    each sequence nevertheless, as without sharing.
+    each sequence nevertheless, as without sharing. `cache` is the dtype of a quantised one.
     """
     heads, kv_heads, head = shapes.heads, shapes.kv_heads, shapes.head
     blocks, common = -(-length // BLOCK), shared // BLOCK
@@ -185,7 +208,11 @@ def paged_attention(
     keys, values = (x[table].flatten(1, 2)[:, :length].transpose(1, 2) for x in (k_cache, v_cache))
     places = torch.arange(length, device=at.device)
     mask = None if queries == 1 else places[length - queries :, None] >= places
-    extra = {"shared_blocks": common} if common else {}
+    extra: dict[str, Any] = {"shared_blocks": common} if common else {}
+    token = 2 * kv_heads * head * k_cache.element_size()
+    if cache is not None:
+        k_cache, v_cache, extra["k_scale"], extra["v_scale"] = _quantised(k_cache, v_cache, cache)
+        token = 2 * kv_heads * (head * cache.itemsize + 4)
 
     def eager() -> Tensor:
         return F.scaled_dot_product_attention(wide, keys, values, attn_mask=mask, enable_gqa=True)
@@ -197,9 +224,18 @@ def paged_attention(
             q, k_cache, v_cache, ends, lengths, table, head**-0.5, **extra
         ),
         eager,
-        2.0 * keys.numel() * keys.element_size() if decode else flops,
+        float(sequences * length * token) if decode else flops,
         "GB/s" if decode else "GFLOP/s",
     )
+
+
+def _quantised(k: Tensor, v: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Codes of both caches, then their scales."""
+    codes = [torch.empty_like(k, dtype=dtype) for _ in range(2)]
+    scales = [k.new_empty(k.shape[:3], dtype=torch.float32) for _ in range(2)]
+    slots = torch.arange(k.shape[0] * k.shape[1], dtype=torch.int32, device=k.device)
+    kernels.store_kv(k.flatten(0, 1), v.flatten(0, 1), *codes, slots, *scales)
+    return codes + scales
 
 
 def linear_cross_entropy(
@@ -235,9 +271,12 @@ def linear_cross_entropy(
 def sample(at: Place, shapes: Shapes, rows: int, top_k: int = 10) -> Case:
     """A draw from the `top_k` most likely of each row, from all where it is 0."""
     logits = at.random(rows, shapes.vocabulary, dtype=torch.float32)
-    params = SampleParams.neutral(rows, at.device)
-    params.temperature.fill_(0.2)
-    params.top_k.fill_(top_k)
+    params = kernels.SampleParams.neutral(rows, at.device)
+    params = replace(
+        params,
+        temperature=torch.full_like(params.temperature, 0.2),
+        top_k=torch.full_like(params.top_k, top_k),
+    )
 
     def eager() -> tuple[Tensor, Tensor]:
         scores = logits / 0.2
@@ -254,9 +293,9 @@ def sample(at: Place, shapes: Shapes, rows: int, top_k: int = 10) -> Case:
 def quantized_linear(at: Place, kind: Kind, rows: int, n: int, k: int) -> Case:
     """Beside torch's product with the weight unquantised."""
     x, weight = at.random(rows, k), at.random(n, k)
-    small = quantize(weight, kind)
+    small = kernels.quantize(weight, kind)
     return Case(
-        lambda: quantized_linear_op(x, small),
+        lambda: kernels.quantized_linear(x, small),
         lambda: F.linear(x, weight),
         2.0 * rows * n * k if rows > 1 else float(small.nbytes),
         "GFLOP/s" if rows > 1 else "GB/s",

@@ -18,8 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import kernels
 from bench import cases
 from bench.case import Case, Run, Shapes, backward
+from bench.gpu_race.peers import compiled
 from bench.gpu_race.results import Goal, Timing
-from bench.gpu_race.workbench import Job, Skipped, Workbench
+from bench.gpu_race.workbench import Job, Workbench
 
 _BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
@@ -115,11 +116,11 @@ class Pack:
             return (query >= key) & (document[query] == document[key])
 
         size = self.tokens
-        mask = torch.compile(create_block_mask)(seen, None, None, size, size, device=device)
-        compiled = torch.compile(flex_attention, dynamic=False)
+        mask = compiled(create_block_mask)(seen, None, None, size, size, device=device)
+        attention = compiled(flex_attention)
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out: Tensor = compiled(q, k, v, block_mask=mask, enable_gqa=True)
+            out: Tensor = attention(q, k, v, block_mask=mask, enable_gqa=True)
             return out
 
         leaves = [x.detach().transpose(0, 1)[None] for x in self.inputs(self.tokens)]
@@ -181,20 +182,27 @@ def paged(bench: Workbench) -> Iterator[Job]:
             what = f", {common} shared" if common else ""
             title = f"paged_attention decode, {sequences} x {length}{what}"
             yield title, partial(_paged, bench, title, sequences, 1, length, common)
+    for cache in (torch.int8, torch.float8_e4m3fn):
+        title = f"paged_attention decode, {sequences} x {length}, {str(cache)[6:]} cache"
+        yield title, partial(_paged, bench, title, sequences, 1, length, 0, cache)
     queries = length // 2
     title = f"paged_attention prefill, 8 x {queries} of {length}"
     yield title, partial(_paged, bench, title, 8, queries, length, 0)
 
 
 def _paged(
-    bench: Workbench, title: str, sequences: int, queries: int, length: int, common: int
+    bench: Workbench,
+    title: str,
+    sequences: int,
+    queries: int,
+    length: int,
+    common: int,
+    cache: torch.dtype | None = None,
 ) -> Timing:
     shapes: Shapes = bench.shapes
-    bench.need(6e-9 * 2 * sequences * length * shapes.kv_heads * shapes.head)
-    if common and "shared_blocks" not in inspect.signature(kernels.paged_attention).parameters:
-        raise Skipped("paged_attention has no shared_blocks")
-    build = partial(cases.paged_attention, bench.place, shapes, sequences, queries, length, common)
-    return bench.race(title, build)
+    bench.need(8e-9 * 2 * sequences * length * shapes.kv_heads * shapes.head)
+    sizes = sequences, queries, length, common, cache
+    return bench.race(title, partial(cases.paged_attention, bench.place, shapes, *sizes))
 
 
 def sampling(bench: Workbench) -> Iterator[Job]:

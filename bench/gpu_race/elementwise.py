@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import torch
-
 from bench import cases
 from bench.case import Case, Run, Shapes
-from bench.gpu_race.peers import LIGER, installed
+from bench.gpu_race.peers import LIGER, compiled, installed
 from bench.gpu_race.results import Goal, Timing
 from bench.gpu_race.workbench import Job, Workbench
 
@@ -38,9 +36,7 @@ def _race(bench: Workbench, name: str, build: _Build, shapes: Shapes) -> Timing:
     build = partial(build, bench.place, shapes)
     peers: dict[str, Callable[[], Run]] = {}
     if bench.on_gpu:
-        # A backward pass is timed many times over one forward pass.
-        torch._functorch.config.donated_buffer = False
-        peers["torch.compile"] = lambda: build(through=torch.compile).torch
+        peers["torch.compile"] = lambda: build(through=compiled).torch
         liger = LIGER.get(name)
         if liger and installed("liger_kernel"):
             peers["liger"] = partial(liger, bench.place, shapes)

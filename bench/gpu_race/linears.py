@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 
 from bench import cases
 from bench.case import RANK, Run, Shapes, with_gradients
-from bench.gpu_race.peers import installed, liger_cross_entropy, peft_linear
+from bench.gpu_race.peers import compiled, installed, liger_cross_entropy, peft_linear
 from bench.gpu_race.results import Goal, Timing
 from bench.gpu_race.workbench import Job, Workbench
 from kernels.quantized import KINDS
@@ -35,6 +34,10 @@ def lora(bench: Workbench) -> Iterator[Job]:
         ranks = (RANK, 4 * RANK) if name == "o" else (RANK,)
         for rank in ranks:
             yield f"{name} r{rank}", partial(_lora, bench, name, shapes, columns, k, rank)
+    for adapters in (1, 16, 256):
+        title = f"lora_add_rows_ gate_up r{RANK}, 256 rows of {adapters} adapters"
+        build = partial(cases.lora_rows, bench.place, bench.shapes, 256, adapters, shapes.inner * 2)
+        yield title, partial(bench.race, title, build)
 
 
 def _lora(
@@ -67,7 +70,7 @@ def _cross_entropy(bench: Workbench, shapes: Shapes, learnt: float, goals: list[
     # Faster, less exact: the loss of logits that stay in 16 bits.
     peers: dict[str, Callable[[], Run]] = {_NARROW: lambda: build(wide=False).torch}
     if bench.on_gpu and learnt == 1.0:
-        peers["torch.compile"] = lambda: build(through=torch.compile).torch
+        peers["torch.compile"] = lambda: build(through=compiled).torch
         if installed("liger_kernel"):
             peers["liger"] = partial(liger_cross_entropy, bench.place, shapes)
     title = f"linear_cross_entropy {shapes.rows} x {shapes.vocabulary}, {learnt:.0%} learnt"

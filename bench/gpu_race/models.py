@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.case import Shapes
 from bench.gpu_race.results import OURS, Goal, Timing
-from bench.gpu_race.workbench import TINY, Job, Workbench
+from bench.gpu_race.workbench import TINY, Job, Skipped, Workbench
 from engine.adapters.lora import LoraConfig, new_adapter
 from engine.config import ModelConfig
 from engine.model import Layer, Llama
@@ -171,8 +171,8 @@ class NoText:
 
 
 def prompts(plan: Plan, count: int, shared: int) -> list[list[int]]:
-    """Random ids, the first `shared` of each the same."""
-    rng = random.Random(f"{count} {shared}")
+    """Random ids, the first `shared` of each the same; fewer are the beginning of more."""
+    rng = random.Random(shared)
     ids = range(plan.model.vocab_size)
     prefix = rng.choices(ids, k=shared)
     return [prefix + rng.choices(ids, k=plan.context - shared) for _ in range(count)]
@@ -200,8 +200,9 @@ class _Decoder:
     def decode(self, batch: int, shared: int) -> Timing:
         """New tokens behind prompts that are in the cache, by the clock on the wall."""
         plan, runner = self.plan, self.runner
-        if runner.cache.num_blocks * runner.cache.block_bytes < self._cache_bytes(batch):
-            self.bench.need(1.2 * self._cache_bytes(batch) / 1e9)
+        held, wanted = runner.cache.num_blocks * runner.cache.block_bytes, self._cache_bytes(batch)
+        if held < wanted:
+            raise Skipped(f"needs {wanted / 1e9:.0f} GB for keys and values, has {held / 1e9:.0f}")
         given = prompts(plan, batch, shared)
         params = SamplingParams(max_tokens=plan.new_tokens, ignore_eos=True)
         run = partial(generate, runner, given, params)

@@ -9,11 +9,19 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bench.case import EPS, Place, Run, Shapes, backward, with_gradients
+from bench.case import EPS, Eager, Place, Run, Shapes, backward, with_gradients
 
 
 def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
+
+
+def compiled(run: Eager) -> Eager:
+    """By torch.compile, for the shapes at hand, its backward pass such that it can be repeated."""
+    from torch._functorch import config
+
+    config.donated_buffer = False
+    return torch.compile(run, dynamic=False)
 
 
 def _liger_rms_norm(at: Place, shapes: Shapes, *, back: bool = False) -> Run:
@@ -72,8 +80,11 @@ def peft_linear(at: Place, rows: int, columns: list[int], k: int, rank: int) -> 
     names = [str(i) for i in range(len(columns))]
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names)
     model = inject_adapter_in_model(config, layers)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
     x = at.random(rows, k, grad=True)
-    leaves = [x, *(p for p in model.parameters() if p.requires_grad)]
+    leaves = [x, *trained]
     grads = [at.random(rows, n) for n in columns]
 
     def run() -> None:

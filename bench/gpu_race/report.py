@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -31,9 +32,15 @@ def as_dict(date: str, outcomes: Sequence[Outcome], *, tiny: bool) -> dict[str, 
         "ceilings": card.ceilings,
         "sections": {outcome.name: round(outcome.seconds, 1) for outcome in outcomes},
         "timings": [_timing(each, card.ceilings) for each in timings(outcomes)],
-        "checks": [asdict(each) | {"passed": each.passed} for each in every(outcomes, Check)],
+        "checks": [_check(each) for each in every(outcomes, Check)],
         "notes": [asdict(each) for each in every(outcomes, Note)],
     }
+
+
+def _check(check: Check) -> dict[str, Any]:
+    """JSON has no number for an error that is none."""
+    error = check.error if math.isfinite(check.error) else str(check.error)
+    return asdict(check) | {"error": error, "passed": check.passed}
 
 
 def _timing(timing: Timing, ceilings: dict[str, float]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Section:
 
 SECTIONS: dict[str, Section] = {
     "card": Section("ceilings:jobs", 30),
-    "checks": Section("checks:jobs", 50),
+    "checks": Section("checks:jobs", 70),
     "attention": Section("attentions:training", 70),
     "elementwise": Section("elementwise:jobs", 50),
     "cross_entropy": Section("linears:cross_entropy", 30),
@@ -44,6 +44,6 @@ SECTIONS: dict[str, Section] = {
     "quantized": Section("linears:quantized", 25),
     "decode-peers": Section("transformers_models:decoding", 40),
     "train-peers": Section("transformers_models:training", 30),
-    "tests": Section("suite:jobs", 100),
+    "tests": Section("suite:jobs", 80),
 }
 """By name; together less than ten minutes."""

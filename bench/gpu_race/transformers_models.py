@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.gpu_race.models import ALPHA, RANK, STEPS, Plan, prompts, step_timing
 from bench.gpu_race.results import Timing
@@ -45,30 +48,34 @@ class _Peer:
         return model
 
     def decode(self, batch: int) -> Timing:
-        """What generating takes beyond generating a single token, which is the prompts' part."""
+        """New tokens at the median of the times between them."""
         plan = self.plan
         ids = torch.tensor(prompts(plan, batch, 0), device=self.bench.device)
-        mask = torch.ones_like(ids)
+        times: list[float] = []
 
-        def run(count: int) -> float:
-            generate = partial(
-                self.model.generate,
+        def note(ids: Tensor, scores: Tensor) -> Tensor:
+            self.bench.synchronize()
+            times.append(time.perf_counter())
+            return scores
+
+        with torch.inference_mode():
+            self.model.generate(
                 ids,
-                attention_mask=mask,
-                max_new_tokens=count,
-                min_new_tokens=count,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=plan.new_tokens,
+                min_new_tokens=plan.new_tokens,
                 do_sample=True,
                 top_k=0,
+                logits_processor=[note],
             )
-            with torch.inference_mode():
-                return self.bench.wall(generate)
-
-        run(2)
-        seconds = run(plan.new_tokens + 1) - run(1)
-        amount = plan.step_bytes(batch) * plan.new_tokens
-        tokens = batch * plan.new_tokens
-        name = plan.decode_name(batch)
-        return Timing(name, amount, "GB/s", {SIDE: max(seconds, 1e-9)}, tokens=tokens)
+        step = statistics.median(b - a for a, b in pairwise(times))
+        return Timing(
+            plan.decode_name(batch),
+            plan.step_bytes(batch) * plan.new_tokens,
+            "GB/s",
+            {SIDE: step * plan.new_tokens},
+            tokens=batch * plan.new_tokens,
+        )
 
     @cached_property
     def tuned(self) -> Any:

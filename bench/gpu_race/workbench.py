@@ -31,7 +31,7 @@ class Skipped(Exception):  # noqa: N818 - no error: said in the report, and the 
 def reason(error: BaseException) -> str:
     """One line."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300]
+    return f"{type(error).__name__}: {text}"[:200]
 
 
 @dataclass(frozen=True)
@@ -190,4 +190,6 @@ class Workbench:
         except Exception as error:
             timing.failed[side] = reason(error)
             timing.peak_mib.pop(side, None)
-            self.recover()
+        runs = []
+        if side in timing.failed:
+            self.recover()  # only now: the error held what its frames held

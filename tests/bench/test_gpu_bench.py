@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu_race import referee, sections
-from bench.gpu_race.checks import poisoned
+from bench.gpu_race import referee
+from bench.gpu_race.checker import poisoned
 from bench.gpu_race.referee import Outcome, timings
 from bench.gpu_race.report import as_dict, as_text
 from bench.gpu_race.results import Card, Check, Goal, Note, Timing, as_json, from_json
@@ -26,6 +26,15 @@ from bench.gpu_race.worker import results
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Workbench(torch.device("cpu"), tiny=True)
 CEILINGS = {"GB/s": 4000.0, "GFLOP/s": 800e3}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors this small only wait for other threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def bench_gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -175,7 +184,3 @@ def test_memory_that_is_not_written_shows() -> None:
     with poisoned():
         assert torch.empty(3).isnan().all()
     assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_sections_are_found_where_they_say() -> None:
-    assert all(section.place.split(":")[0] for section in sections.SECTIONS.values())
