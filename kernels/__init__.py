@@ -21,6 +21,14 @@ from kernels.paged_attention import (
     store_kv,
     store_kv_reference,
 )
+from kernels.quantized import (
+    QuantizedWeight,
+    dequantize_reference,
+    quantize,
+    quantized_linear,
+    quantized_linear_dx,
+    quantized_linear_reference,
+)
 from kernels.rope import rope, rope_reference
 from kernels.sampling import (
     Biases,
@@ -37,6 +45,7 @@ __all__ = [
     "Biases",
     "IdLists",
     "LoraSlice",
+    "QuantizedWeight",
     "SampleParams",
     "Segments",
     "add_rms_norm",
@@ -44,6 +53,7 @@ __all__ = [
     "attention",
     "attention_reference",
     "cross_entropy_chunk_reference",
+    "dequantize_reference",
     "linear",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
@@ -54,6 +64,10 @@ __all__ = [
     "lora_linear_reference",
     "paged_attention",
     "paged_attention_reference",
+    "quantize",
+    "quantized_linear",
+    "quantized_linear_dx",
+    "quantized_linear_reference",
     "rms_norm",
     "rms_norm_reference",
     "rope",

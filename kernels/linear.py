@@ -7,16 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.dispatch import implementation
+from kernels.quantized import QuantizedWeight, quantized_linear, quantized_linear_dx
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out_dtype: torch.dtype | None = None
+    x: Tensor,
+    weight: Tensor | QuantizedWeight,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Linear layer without gradients.
 
     Args:
         x: `[T, K]`; rows may be strided, elements of a row contiguous.
-        weight: `[N, K]`, contiguous, same dtype as `x`.
+        weight: `[N, K]`, contiguous, same dtype as `x`; or quantised.
         bias: `[N]`, same dtype, or None.
         out_dtype: dtype of the result; None for that of `x`. Sums are in fp32 in any case.
 
@@ -27,6 +32,8 @@ def linear(
     Raises:
         ValueError: shapes or dtypes do not fit.
     """
+    if isinstance(weight, QuantizedWeight):
+        return quantized_linear(x, weight, bias, out_dtype=out_dtype)
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(f"x: shape {tuple(x.shape)} does not fit weight {tuple(weight.shape)}")
     if x.dtype != weight.dtype:
@@ -41,3 +48,15 @@ def linear_reference(
 ) -> Tensor:
     """The specification of `linear`."""
     return F.linear(x, weight, bias).to(out_dtype)
+
+
+def base_linear(x: Tensor, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Tensor:
+    """The linear layer in training, by the fastest product of many rows; differentiable in `x`."""
+    if isinstance(weight, QuantizedWeight):
+        return quantized_linear(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def base_linear_dx(dy: Tensor, weight: Tensor | QuantizedWeight) -> Tensor:
+    """Its gradient with respect to `x`: `dy [T, N]` times W -> `[T, K]`."""
+    return quantized_linear_dx(dy, weight) if isinstance(weight, QuantizedWeight) else dy @ weight

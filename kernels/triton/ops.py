@@ -7,13 +7,16 @@ from kernels.triton.norm import (
     rms_norm,
     rms_norm_backward,
 )
+from kernels.triton.quantized import dequantize, quantized_linear
 from kernels.triton.rope import rope
 from kernels.triton.swiglu import swiglu, swiglu_backward
 
 __all__ = [
     "add_rms_norm",
     "add_rms_norm_backward",
+    "dequantize",
     "linear",
+    "quantized_linear",
     "rms_norm",
     "rms_norm_backward",
     "rope",

@@ -29,7 +29,8 @@ DTYPES = [torch.float32, torch.float16 if INTERPRETED else torch.bfloat16]
 def _poisoned(*size: Any, dtype: torch.dtype | None = None, **options: Any) -> torch.Tensor:
     """torch.empty whose memory holds NaN: what an op leaves unwritten shows."""
     shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
-    poison = torch.nan if (dtype or torch.float32).is_floating_point else -(2**30)
+    integer = {torch.int8: -128, torch.uint8: 255}.get(dtype, -(2**30))
+    poison = torch.nan if (dtype or torch.float32).is_floating_point else integer
     return torch.full(shape, poison, dtype=dtype, **options)
 
 
