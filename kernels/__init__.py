@@ -12,8 +12,11 @@ from kernels.lora import (
     lora_add_,
     lora_add__reference,
     lora_linear,
+    lora_linear_backward_reference,
+    lora_linear_forward_reference,
     lora_linear_reference,
 )
+from kernels.lora_rows import LoraBank, LoraRows, lora_add_rows_, lora_add_rows__reference
 from kernels.norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from kernels.paged_attention import (
     paged_attention,
@@ -44,6 +47,8 @@ from kernels.swiglu import swiglu, swiglu_reference
 __all__ = [
     "Biases",
     "IdLists",
+    "LoraBank",
+    "LoraRows",
     "LoraSlice",
     "QuantizedWeight",
     "SampleParams",
@@ -60,7 +65,11 @@ __all__ = [
     "linear_reference",
     "lora_add_",
     "lora_add__reference",
+    "lora_add_rows_",
+    "lora_add_rows__reference",
     "lora_linear",
+    "lora_linear_backward_reference",
+    "lora_linear_forward_reference",
     "lora_linear_reference",
     "paged_attention",
     "paged_attention_reference",

@@ -71,7 +71,7 @@ def lora_linear(
         raise ValueError(f"dropout: must be in [0, 1), got {dropout}")
     if not lora:
         return F.linear(x, weight, bias)
-    plan = _Plan.of(lora, _keep_masks(x, len(lora), dropout, generator), dropout)
+    plan = LoraPlan.of(lora, _keep_masks(x, len(lora), dropout, generator), dropout)
     ab = itertools.chain.from_iterable((part.a, part.b) for part in lora)
     return _LoraLinear.apply(x, weight, bias, plan, *ab)
 
@@ -85,17 +85,22 @@ def lora_add_(y: Tensor, x: Tensor, lora: Sequence[LoraSlice]) -> Tensor:
         lora: the updates; fastest with `a` and `b` in the dtype of `x` and `b.T` contiguous.
 
     Returns:
-        `y`. On the CPU backend each row depends on its own row of `x` and `y` alone.
+        `y`. On the CPU and Triton backends each row depends on its own row of `x` and `y` alone.
 
     Raises:
         ValueError: shapes do not fit, or the rows of `y` are not contiguous.
     """
+    check_addition(y, x, lora)
+    return implementation("lora_add_", x)(y, x, lora)
+
+
+def check_addition(y: Tensor, x: Tensor, lora: Sequence[LoraSlice]) -> None:
+    """Raises ValueError, naming the argument, where the updates of `x` cannot be added to `y`."""
     _check(x, y.shape[-1], lora)
     if y.stride(-1) != 1:
         raise ValueError(f"y: elements of a row must be contiguous, got stride {y.stride(-1)}")
     if y.dim() != 2 or y.shape[0] != x.shape[0] or y.dtype != x.dtype:
         raise ValueError(f"y: {y.dtype} {list(y.shape)} does not fit x {x.dtype} {list(x.shape)}")
-    return implementation("lora_add_", x)(y, x, lora)
 
 
 def _check(x: Tensor, columns: int, lora: Sequence[LoraSlice]) -> None:
@@ -126,16 +131,23 @@ def _keep_masks(
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What both directions of `_LoraLinear` know beside tensors, entry i for update i."""
+class LoraPlan:
+    """What both directions of `lora_linear` know beside tensors, entry i for update i.
 
-    columns: list[slice]  # of y
-    inner: list[slice]  # rows of the stacked A, columns of S = X Aᵀ
+    Attributes:
+        columns: of y.
+        inner: rows of the stacked A, columns of S = X Aᵀ.
+        scales: factors on the updates.
+        masks: `[T, K]` bool each, true where an element of x is kept; None if all are.
+    """
+
+    columns: list[slice]
+    inner: list[slice]
     scales: list[float]
     masks: list[Tensor] | None
 
     @classmethod
-    def of(cls, lora: Sequence[LoraSlice], masks: list[Tensor] | None, dropout: float) -> _Plan:
+    def of(cls, lora: Sequence[LoraSlice], masks: list[Tensor] | None, dropout: float) -> LoraPlan:
         ends = list(itertools.accumulate(len(part.a) for part in lora))
         return cls(
             [slice(part.start, part.start + len(part.b)) for part in lora],
@@ -144,59 +156,110 @@ class _Plan:
             masks,
         )
 
-    def shrink(self, x: Tensor, a: Tensor) -> Tensor:
-        """S `[T, sum of r]`: every update's X Aᵀ, in one product where all see the same X."""
-        if self.masks is None:
-            return x @ a.T
-        parts = zip(self.masks, self.inner, strict=True)
-        return torch.cat([(x * mask) @ a[rows].T for mask, rows in parts], dim=1)
-
-    def shrink_gradients(self, x: Tensor, a: Tensor, ds: Tensor, dx: Tensor | None) -> Tensor:
-        """The gradient of the stacked A; adds that of `x` to `dx`."""
-        if self.masks is None:
-            if dx is not None:
-                dx.addmm_(ds, a)
-            return ds.T @ x
-        da = torch.empty_like(a)
-        for mask, rows in zip(self.masks, self.inner, strict=True):
-            torch.mm(ds[:, rows].T, x * mask, out=da[rows])
-            if dx is not None:
-                dx += (ds[:, rows] @ a[rows]).mul_(mask)
-        return da
-
 
 class _LoraLinear(torch.autograd.Function):
     """The base products are whole GEMMs; the updates accumulate into their results."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan, *ab: Tensor
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: LoraPlan, *ab: Tensor
     ) -> Tensor:
-        a = torch.cat(ab[::2]).to(x.dtype)
-        y, s = F.linear(x, weight, bias), plan.shrink(x, a)
-        for b, columns, inner, scale in zip(
-            ab[1::2], plan.columns, plan.inner, plan.scales, strict=True
-        ):
-            y[:, columns].addmm_(s[:, inner], b.to(x.dtype).T, alpha=scale)
-        ctx.save_for_backward(x, weight, s, *ab)
+        a = (torch.cat(ab[::2]) if len(ab) > 2 else ab[0]).to(x.dtype)
+        y, s = implementation("lora_linear_forward", x)(x, weight, bias, plan, a, ab[1::2])
+        ctx.save_for_backward(x, weight, s, a, *ab)
         ctx.plan = plan
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight, s, *ab), plan = ctx.saved_tensors, ctx.plan
-        dx = dy @ weight if ctx.needs_input_grad[0] else None
-        ds, db = [], []
-        for b, columns, inner, scale in zip(
-            ab[1::2], plan.columns, plan.inner, plan.scales, strict=True
-        ):
-            part = dy[:, columns]
-            ds.append(part @ (b * scale).to(x.dtype))
-            db.append((part.T @ s[:, inner]).to(b.dtype).mul_(scale))
-        a = torch.cat(ab[::2]).to(x.dtype)
-        da = plan.shrink_gradients(x, a, torch.cat(ds, dim=1), dx).to(ab[0].dtype)
-        pairs = zip((da[rows] for rows in plan.inner), db, strict=True)
-        return dx, None, None, None, *itertools.chain.from_iterable(pairs)
+        (x, weight, s, a, *ab), plan = ctx.saved_tensors, ctx.plan
+        dx, da, db = implementation("lora_linear_backward", x)(
+            dy, x, weight, plan, s, a, ab[1::2], want_dx=ctx.needs_input_grad[0]
+        )
+        parts = zip((da[rows] for rows in plan.inner), db, strict=True)
+        grads = zip(itertools.chain.from_iterable(parts), ab, strict=True)
+        return dx, None, None, None, *(grad.to(leaf.dtype) for grad, leaf in grads)
+
+
+def lora_linear_forward_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plan: LoraPlan,
+    a: Tensor,
+    b: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """`lora_linear` without gradients, and what its backward pass needs.
+
+    Args:
+        x, weight, bias: as for `lora_linear`.
+        plan: the updates' places and factors.
+        a: `[R, K]`, all updates' A one below the other, dtype of `x`; R is the sum of their ranks.
+        b: `[n, r]` of each update, in any dtype.
+
+    Returns:
+        y `[T, N]`, and S = X Aᵀ `[T, R]` in the dtype of `x`.
+    """
+    y, s = F.linear(x, weight, bias), _shrink(x, a, plan)
+    for part, columns, inner, scale in zip(b, plan.columns, plan.inner, plan.scales, strict=True):
+        y[:, columns].addmm_(s[:, inner], part.to(x.dtype).T, alpha=scale)
+    return y, s
+
+
+def lora_linear_backward_reference(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    plan: LoraPlan,
+    s: Tensor,
+    a: Tensor,
+    b: Sequence[Tensor],
+    *,
+    want_dx: bool,
+) -> tuple[Tensor | None, Tensor, list[Tensor]]:
+    """The gradients of `lora_linear`.
+
+    Args:
+        dy: `[T, N]`.
+        s: the second result of the forward pass, by the same backend.
+        want_dx: whether the gradient of `x` is wanted.
+        x, weight, plan, a, b: as in the forward pass.
+
+    Returns:
+        dX `[T, K]` or None; the gradient of the stacked A `[R, K]`, and that of each B `[n, r]`, in
+        any dtype.
+    """
+    dx = dy @ weight if want_dx else None
+    ds, db = [], []
+    for part, columns, inner, scale in zip(b, plan.columns, plan.inner, plan.scales, strict=True):
+        own = dy[:, columns]
+        ds.append(own @ (part * scale).to(x.dtype))
+        db.append((own.T @ s[:, inner]).to(part.dtype).mul_(scale))
+    return dx, _shrink_gradients(x, a, torch.cat(ds, dim=1), dx, plan), db
+
+
+def _shrink(x: Tensor, a: Tensor, plan: LoraPlan) -> Tensor:
+    """S `[T, R]`: every update's X Aᵀ, in one product where all see the same X."""
+    if plan.masks is None:
+        return x @ a.T
+    parts = zip(plan.masks, plan.inner, strict=True)
+    return torch.cat([(x * mask) @ a[rows].T for mask, rows in parts], dim=1)
+
+
+def _shrink_gradients(
+    x: Tensor, a: Tensor, ds: Tensor, dx: Tensor | None, plan: LoraPlan
+) -> Tensor:
+    """The gradient of the stacked A; adds that of `x` to `dx`."""
+    if plan.masks is None:
+        if dx is not None:
+            dx.addmm_(ds, a)
+        return ds.T @ x
+    da = torch.empty_like(a)
+    for mask, rows in zip(plan.masks, plan.inner, strict=True):
+        torch.mm(ds[:, rows].T, x * mask, out=da[rows])
+        if dx is not None:
+            dx += (ds[:, rows] @ a[rows]).mul_(mask)
+    return da
 
 
 def lora_linear_reference(

@@ -19,7 +19,7 @@ import kernels
 from engine.config import ModelConfig
 from engine.errors import AdapterError
 from engine.seeds import mix
-from kernels import LoraSlice, lora_add_, lora_linear
+from kernels import LoraBank, LoraRows, LoraSlice, lora_add_rows_, lora_linear
 
 FUSED: dict[str, tuple[str, ...]] = {
     "qkv": ("q_proj", "k_proj", "v_proj"),
@@ -104,9 +104,7 @@ class Adapter:
     model: ModelConfig
     pairs: dict[Key, LoraPair]
     version: int = field(init=False)
-    _cast: dict[torch.dtype, dict[tuple[int, str], list[LoraSlice]]] = field(
-        init=False, repr=False
-    )
+    _banks: dict[torch.dtype, LoraBank] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.assign(self.pairs)
@@ -115,7 +113,7 @@ class Adapter:
         """Replaces the tensors (no copies are made) and gives the adapter a new version."""
         self.pairs = dict(sorted(pairs.items(), key=lambda item: _order(item[0])))
         self.version = next(_versions)
-        self._cast = {}
+        self._banks = {}
 
     def copy(self, name: str) -> Adapter:
         """An independent adapter of the same values."""
@@ -146,25 +144,20 @@ class Adapter:
             start += target_shape(self.model, target)[0]
         return found
 
-    def cast_slices(self, layer: int, linear: str, dtype: torch.dtype) -> list[LoraSlice]:
-        """The same in the model's dtype for inference, kept until the adapter changes."""
-        if dtype not in self._cast:
+    def bank(self, dtype: torch.dtype) -> LoraBank:
+        """All updates in the model's dtype for inference, kept until the adapter changes."""
+        if dtype not in self._banks:
             # All at once: made one by one during a pass, these small tensors that stay would lie
             # between large ones that go, and keep the heap from using that memory again.
-            self._cast[dtype] = {
-                (index, name): [
-                    LoraSlice(s.a.detach().to(dtype), _columns(s.b, dtype), s.start, s.scale)
-                    for s in self.slices(index, name)
-                ]
-                for index in range(self.model.num_layers)
-                for name in FUSED
-            }
-        return self._cast[dtype][layer, linear]
+            layers = range(self.model.num_layers)
+            self._banks[dtype] = LoraBank(
+                _cast(self.slices(layer, linear), dtype) for layer in layers for linear in FUSED
+            )
+        return self._banks[dtype]
 
 
-def _columns(b: Tensor, dtype: torch.dtype) -> Tensor:
-    """`b` stored so that its transpose is contiguous, as `lora_add_` reads it."""
-    return b.detach().to(dtype).T.contiguous().T
+def _cast(slices: list[LoraSlice], dtype: torch.dtype) -> Iterator[LoraSlice]:
+    return (LoraSlice(s.a.to(dtype), s.b.to(dtype), s.start, s.scale) for s in slices)
 
 
 def _order(key: Key) -> tuple[int, int]:
@@ -232,6 +225,7 @@ class InferenceLora:
 
     def __init__(self, rows: Sequence[tuple[int, int, Adapter | None]]) -> None:
         self.rows: list[tuple[int, int, Adapter]] = []
+        self._prepared: LoraRows | None = None
         for start, stop, adapter in rows:
             if adapter is None or start == stop:
                 continue
@@ -239,21 +233,21 @@ class InferenceLora:
                 start = self.rows.pop()[0]
             self.rows.append((start, stop, adapter))
 
-    def prepare(self, dtype: torch.dtype) -> None:
-        """Makes the adapters' inference copies now rather than at first use."""
-        for _, _, adapter in self.rows:
-            adapter.cast_slices(0, "qkv", dtype)
+    def prepare(self, dtype: torch.dtype) -> LoraRows:
+        """Which rows carry which adapter's inference copies; these are made at the first call."""
+        if self._prepared is None:
+            self._prepared = LoraRows([(i, j, adapter.bank(dtype)) for i, j, adapter in self.rows])
+        return self._prepared
 
     def apply(
         self, layer: int, linear: str, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         """`x [T, K]` -> `[T, N]`."""
         y = kernels.linear(x, weight, bias)
-        for start, stop, adapter in self.rows:
-            slices = adapter.cast_slices(layer, linear, x.dtype)
-            if slices:
-                lora_add_(y[start:stop], x[start:stop], slices)
-        return y
+        if not self.rows:
+            return y
+        index = layer * len(FUSED) + tuple(FUSED).index(linear)
+        return lora_add_rows_(y, x, self.prepare(x.dtype), index)
 
 
 class TrainingLora:

@@ -46,11 +46,11 @@ class DecodeGraph:
         self.cu_seqlens = torch.arange(rows + 1, dtype=torch.int32, device=model.device)
         self.block_table = step.block_table.new_zeros(rows, width)
         self._load(step)
-        lora = InferenceLora(_filled(step.adapters, rows))
-        lora.prepare(model.dtype)
+        self._lora = InferenceLora(_filled(step.adapters, rows))  # kept: replays read its tables
+        self._lora.prepare(model.dtype)
         attend = PagedAttention(model.config, cache, self)
         self._recording = record(
-            lambda: model.blocks(self.embedded, self.positions, attend, lora), self.embedded
+            lambda: model.blocks(self.embedded, self.positions, attend, self._lora), self.embedded
         )
 
     def replay(self, step: Step[S]) -> Tensor:

@@ -1,6 +1,10 @@
 """The Triton kernels under their ops' names."""
 
 from kernels.triton.linear import linear
+from kernels.triton.lora import lora_linear_forward
+from kernels.triton.lora_add import lora_add_
+from kernels.triton.lora_backward import lora_linear_backward
+from kernels.triton.lora_rows import lora_add_rows_
 from kernels.triton.norm import (
     add_rms_norm,
     add_rms_norm_backward,
@@ -17,6 +21,10 @@ __all__ = [
     "dequantize",
     "linear",
     "quantized_linear",
+    "lora_add_",
+    "lora_add_rows_",
+    "lora_linear_backward",
+    "lora_linear_forward",
     "rms_norm",
     "rms_norm_backward",
     "rope",

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kernels import LoraBank, LoraRows, LoraSlice, lora_add_, lora_add_rows_, lora_linear
+
+
+def _meta(*shape: int, dtype: torch.dtype, grad: bool = False) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta", requires_grad=grad)
+
+
+def _slices(
+    k: int, columns: list[int], rank: int, dtype: torch.dtype, *, train: bool
+) -> list[LoraSlice]:
+    found, start = [], 0
+    for n in columns:
+        a = _meta(rank, k, dtype=dtype, grad=train)
+        b = _meta(n, rank, dtype=dtype, grad=train) if train else _meta(rank, n, dtype=dtype).T
+        found.append(LoraSlice(a, b, start, 2.0))
+        start += n
+    return found
+
+
+def _train(dtype: torch.dtype, k: int, columns: list[int], rank: int, *, biased: bool) -> None:
+    x, weight = _meta(8192, k, dtype=dtype, grad=True), _meta(sum(columns), k, dtype=dtype)
+    slices = _slices(k, columns, rank, torch.float32, train=True)
+    bias = _meta(sum(columns), dtype=dtype) if biased else None
+    y = lora_linear(x, weight, bias, slices)
+    leaves = [x, *(part for s in slices for part in (s.a, s.b))]
+    torch.autograd.grad(y, leaves, torch.empty_like(y))
+
+
+def train_qkv(dtype: torch.dtype) -> None:
+    _train(dtype, 4096, [4096, 1024, 1024], 16, biased=True)
+
+
+def train_rank_128(dtype: torch.dtype) -> None:
+    _train(dtype, 14336, [4096], 128, biased=False)
+
+
+def add_to_qkv(dtype: torch.dtype) -> None:
+    x, y = _meta(256, 4096, dtype=dtype), _meta(256, 6144, dtype=dtype)
+    lora_add_(y, x, _slices(4096, [4096, 1024, 1024], 16, dtype, train=False))
+
+
+def rows_of_many_adapters(dtype: torch.dtype) -> None:
+    x, y = _meta(2048, 4096, dtype=dtype), _meta(2048, 28672, dtype=dtype)
+    banks = [
+        LoraBank([_slices(4096, [14336, 14336], rank, dtype, train=False)]) for rank in (16, 64)
+    ]
+    lora_add_rows_(y, x, LoraRows([(0, 48, banks[0]), (48, 2048, banks[1])]), 0)
+
+
+CALLS: list[Callable[[torch.dtype], None]] = [
+    train_qkv,
+    train_rank_128,
+    add_to_qkv,
+    rows_of_many_adapters,
+]
