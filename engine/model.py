@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 from engine.checkpoint import Checkpoint, validate
 from engine.config import ModelConfig
 from engine.rotary import rotary_table
-from kernels import add_rms_norm, rms_norm, rope, swiglu
+from kernels import add_rms_norm, quantize, rms_norm, rope, swiglu
+from kernels.quantized import Kind, QuantizedWeight, Weight
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """`attend(layer, q [T, H, D], k [T, Hkv, D], v [T, Hkv, D]) -> [T, H, D]`."""
@@ -29,7 +30,7 @@ class Projections(Protocol):
     """Computes a layer's linears, with or without low-rank updates."""
 
     def apply(
-        self, layer: int, linear: str, x: Tensor, weight: Tensor, bias: Tensor | None
+        self, layer: int, linear: str, x: Tensor, weight: Weight, bias: Tensor | None
     ) -> Tensor:
         """`x [T, K]`, `weight [N, K]` -> `[T, N]`; `linear` is qkv, o, gate_up or down."""
         ...
@@ -40,15 +41,15 @@ class Layer:
     """One block's weights. H heads and Hkv key-value heads of D, width W, inner width I."""
 
     attn_norm: Tensor  # [W]
-    qkv: Tensor  # [(H + 2 Hkv) D, W]
+    qkv: Weight  # [(H + 2 Hkv) D, W]
     qkv_bias: Tensor | None
     q_norm: Tensor | None  # [D]
     k_norm: Tensor | None  # [D]
-    o: Tensor  # [W, H D]
+    o: Weight  # [W, H D]
     o_bias: Tensor | None
     mlp_norm: Tensor  # [W]
-    gate_up: Tensor  # [2 I, W]
-    down: Tensor  # [W, I]
+    gate_up: Weight  # [2 I, W]
+    down: Weight  # [W, I]
 
 
 class Llama:
@@ -86,9 +87,15 @@ class Llama:
         return self.embedding.dtype
 
     @property
+    def quantized(self) -> Kind | None:
+        """What the blocks' linears are rounded to, None if they are of `dtype`."""
+        weight = self.layers[0].qkv
+        return weight.kind if isinstance(weight, QuantizedWeight) else None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all weights, a tied head counted once."""
-        tensors = [self.embedding, self.norm]
+        tensors: list[Weight] = [self.embedding, self.norm]
         if self.head is not self.embedding:
             tensors.append(self.head)
         for layer in self.layers:
@@ -182,15 +189,23 @@ class Llama:
         return q, k, v
 
 
-def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Llama:
+def load_model(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantized: Kind | None = None,
+) -> Llama:
     """Reads a checkpoint tensor by tensor into fused weights of `dtype` on `device`.
+
+    With `quantized` the blocks' linears are rounded to so many bits, each as it is read: at no time
+    does more than one of them exist in `dtype`.
 
     Raises:
         CheckpointError: a tensor is missing, surplus, misshapen or damaged.
     """
     validate(checkpoint)
     config = checkpoint.config
-    reader = _Reader(checkpoint, dtype, device)
+    reader = _Reader(checkpoint, dtype, device, quantized)
     embedding = reader.one("model.embed_tokens.weight")
     layers = [_load_layer(reader, config, index) for index in range(config.num_layers)]
     norm = reader.one("model.norm.weight")
@@ -203,30 +218,41 @@ def _load_layer(reader: _Reader, config: ModelConfig, index: int) -> Layer:
     qkv = [f"{attn}{name}_proj" for name in "qkv"]
     return Layer(
         attn_norm=reader.one(f"model.layers.{index}.input_layernorm.weight"),
-        qkv=reader.stacked([f"{name}.weight" for name in qkv]),
+        qkv=reader.linear(*(f"{name}.weight" for name in qkv)),
         qkv_bias=reader.stacked([f"{name}.bias" for name in qkv])
         if config.attention_bias
         else None,
         q_norm=reader.one(f"{attn}q_norm.weight") if config.qk_norm else None,
         k_norm=reader.one(f"{attn}k_norm.weight") if config.qk_norm else None,
-        o=reader.one(f"{attn}o_proj.weight"),
+        o=reader.linear(f"{attn}o_proj.weight"),
         o_bias=reader.one(f"{attn}o_proj.bias") if config.output_bias else None,
         mlp_norm=reader.one(f"model.layers.{index}.post_attention_layernorm.weight"),
-        gate_up=reader.stacked([f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight"]),
-        down=reader.one(f"{mlp}down_proj.weight"),
+        gate_up=reader.linear(f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight"),
+        down=reader.linear(f"{mlp}down_proj.weight"),
     )
 
 
 class _Reader:
     """Reads stored tensors straight into the model's own, piece by piece."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        quantized: Kind | None,
+    ) -> None:
         self.checkpoint = checkpoint
         self.shapes = checkpoint.shapes()
-        self.dtype, self.device = dtype, device
+        self.dtype, self.device, self.quantized = dtype, device, quantized
 
     def one(self, name: str) -> Tensor:
         return self.stacked([name])
+
+    def linear(self, *names: str) -> Weight:
+        """A linear layer's weight, of one stored matrix or of several on top of each other."""
+        weight = self.stacked(list(names))
+        return weight if self.quantized is None else quantize(weight, self.quantized)
 
     def stacked(self, names: list[str]) -> Tensor:
         """The named tensors on top of each other (along their first dimension)."""

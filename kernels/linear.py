@@ -7,12 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.dispatch import implementation
-from kernels.quantized import QuantizedWeight, quantized_linear, quantized_linear_dx
+from kernels.quantized import (
+    QuantizedWeight,
+    Weight,
+    column_parts,
+    quantized_linear,
+    quantized_linear_dx,
+    row_parts,
+)
 
 
 def linear(
     x: Tensor,
-    weight: Tensor | QuantizedWeight,
+    weight: Weight,
     bias: Tensor | None = None,
     *,
     out_dtype: torch.dtype | None = None,
@@ -50,13 +57,31 @@ def linear_reference(
     return F.linear(x, weight, bias).to(out_dtype)
 
 
-def base_linear(x: Tensor, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Tensor:
-    """The linear layer in training, by the fastest product of many rows; differentiable in `x`."""
+def base_linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """The linear layer under low-rank updates, in training; differentiable in `x`."""
     if isinstance(weight, QuantizedWeight):
         return quantized_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
-def base_linear_dx(dy: Tensor, weight: Tensor | QuantizedWeight) -> Tensor:
+def base_linear_dx(dy: Tensor, weight: Weight) -> Tensor:
     """Its gradient with respect to `x`: `dy [T, N]` times W -> `[T, K]`."""
     return quantized_linear_dx(dy, weight) if isinstance(weight, QuantizedWeight) else dy @ weight
+
+
+def add_base_linear_(y: Tensor, x: Tensor, weight: Weight) -> Tensor:
+    """Adds `x [T, K]` times Wᵀ to `y [T, N]` in place; no gradients."""
+    if not isinstance(weight, QuantizedWeight):
+        return y.addmm_(x, weight.T)
+    for columns, part in row_parts(weight, x.dtype):
+        y[:, columns].addmm_(x, part.T)
+    return y
+
+
+def add_base_linear_dx_(dx: Tensor, dy: Tensor, weight: Weight) -> Tensor:
+    """Adds `dy [T, N]` times W to `dx [T, K]` in place."""
+    if not isinstance(weight, QuantizedWeight):
+        return dx.addmm_(dy, weight)
+    for columns, part in column_parts(weight, dy.dtype):
+        dx[:, columns].addmm_(dy, part)
+    return dx

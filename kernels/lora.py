@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.dispatch import implementation
+from kernels.linear import base_linear, base_linear_dx
+from kernels.quantized import KINDS, QuantizedWeight, Weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class LoraSlice:
 
 def lora_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None,
     lora: Sequence[LoraSlice],
     *,
@@ -44,7 +46,7 @@ def lora_linear(
 
     Args:
         x: `[T, K]`.
-        weight: `[N, K]`, same dtype, frozen.
+        weight: `[N, K]`, same dtype, frozen; or quantised.
         bias: `[N]`, same dtype, frozen, or None.
         lora: the updates; `a` and `b` may be fp32 beside a bf16 `x`: they are cast for the products
             and their gradients come back in their own dtype. Column ranges must not overlap.
@@ -59,18 +61,17 @@ def lora_linear(
         ValueError: shapes do not fit, `weight` or `bias` wants a gradient, bad `dropout`.
     """
     _check(x, weight.shape[0], lora)
-    if weight.dim() != 2 or weight.shape[1] != x.shape[1] or weight.dtype != x.dtype:
-        raise ValueError(
-            f"weight: {weight.dtype} {list(weight.shape)} does not fit x {list(x.shape)}"
-        )
+    kind = weight.kind if isinstance(weight, QuantizedWeight) else weight.dtype
+    if weight.shape[1:] != x.shape[1:] or kind not in (x.dtype, *KINDS):
+        raise ValueError(f"weight: {kind} {list(weight.shape)} does not fit x {list(x.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: shape {list(bias.shape)} does not fit weight {list(weight.shape)}")
-    if weight.requires_grad or (bias is not None and bias.requires_grad):
+    if any(isinstance(part, Tensor) and part.requires_grad for part in (weight, bias)):
         raise ValueError("weight: must be frozen (requires_grad_(False)), and bias with it")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout: must be in [0, 1), got {dropout}")
     if not lora:
-        return F.linear(x, weight, bias)
+        return base_linear(x, weight, bias)
     plan = LoraPlan.of(lora, _keep_masks(x, len(lora), dropout, generator), dropout)
     ab = itertools.chain.from_iterable((part.a, part.b) for part in lora)
     return _LoraLinear.apply(x, weight, bias, plan, *ab)
@@ -162,19 +163,19 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: LoraPlan, *ab: Tensor
+        ctx: Any, x: Tensor, weight: Weight, bias: Tensor | None, plan: LoraPlan, *ab: Tensor
     ) -> Tensor:
         a = (torch.cat(ab[::2]) if len(ab) > 2 else ab[0]).to(x.dtype)
         y, s = implementation("lora_linear_forward", x)(x, weight, bias, plan, a, ab[1::2])
-        ctx.save_for_backward(x, weight, s, a, *ab)
-        ctx.plan = plan
+        ctx.save_for_backward(x, s, a, *ab)
+        ctx.plan, ctx.weight = plan, weight
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight, s, a, *ab), plan = ctx.saved_tensors, ctx.plan
+        (x, s, a, *ab), plan = ctx.saved_tensors, ctx.plan
         dx, da, db = implementation("lora_linear_backward", x)(
-            dy, x, weight, plan, s, a, ab[1::2], want_dx=ctx.needs_input_grad[0]
+            dy, x, ctx.weight, plan, s, a, ab[1::2], want_dx=ctx.needs_input_grad[0]
         )
         parts = zip((da[rows] for rows in plan.inner), db, strict=True)
         grads = zip(itertools.chain.from_iterable(parts), ab, strict=True)
@@ -183,7 +184,7 @@ class _LoraLinear(torch.autograd.Function):
 
 def lora_linear_forward_reference(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None,
     plan: LoraPlan,
     a: Tensor,
@@ -200,7 +201,7 @@ def lora_linear_forward_reference(
     Returns:
         y `[T, N]`, and S = X Aᵀ `[T, R]` in the dtype of `x`.
     """
-    y, s = F.linear(x, weight, bias), _shrink(x, a, plan)
+    y, s = base_linear(x, weight, bias), _shrink(x, a, plan)
     for part, columns, inner, scale in zip(b, plan.columns, plan.inner, plan.scales, strict=True):
         y[:, columns].addmm_(s[:, inner], part.to(x.dtype).T, alpha=scale)
     return y, s
@@ -209,7 +210,7 @@ def lora_linear_forward_reference(
 def lora_linear_backward_reference(
     dy: Tensor,
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     plan: LoraPlan,
     s: Tensor,
     a: Tensor,
@@ -229,7 +230,7 @@ def lora_linear_backward_reference(
         dX `[T, K]` or None; the gradient of the stacked A `[R, K]`, and that of each B `[n, r]`, in
         any dtype.
     """
-    dx = dy @ weight if want_dx else None
+    dx = base_linear_dx(dy, weight) if want_dx else None
     ds, db = [], []
     for part, columns, inner, scale in zip(b, plan.columns, plan.inner, plan.scales, strict=True):
         own = dy[:, columns]
@@ -264,13 +265,13 @@ def _shrink_gradients(
 
 def lora_linear_reference(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None,
     lora: Sequence[LoraSlice],
     masks: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """The specification of `lora_linear`; factor `masks[i]` `[T, K]` is on what update i sees."""
-    y = F.linear(x, weight, bias)
+    y = base_linear(x, weight, bias)
     for i, part in enumerate(lora):
         dropped = x if masks is None else x * masks[i]
         update = part.scale * (dropped @ part.a.to(x.dtype).T) @ part.b.to(x.dtype).T

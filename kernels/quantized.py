@@ -88,6 +88,10 @@ class QuantizedWeight:
         return _dequantize(self, dtype, range(n), range(k))
 
 
+Weight = Tensor | QuantizedWeight
+"""`[N, K]` of a linear layer, in floats or quantised."""
+
+
 def quantize(weight: Tensor, kind: Kind, group_size: int = 64) -> QuantizedWeight:
     """Rounds a weight to 8 or 4 bits (and 16 bits for each group's scale).
 
@@ -227,15 +231,29 @@ def quantized_linear_dx(dy: Tensor, weight: QuantizedWeight) -> Tensor:
     Raises:
         ValueError: shapes do not fit.
     """
-    (n, k), (rows, columns) = weight.shape, dy.shape
-    if columns != n:
+    if dy.dim() != 2 or dy.shape[1] != weight.shape[0]:
         raise ValueError(f"dy: shape {list(dy.shape)} does not fit weight {list(weight.shape)}")
-    dx = torch.empty((rows, k), dtype=dy.dtype, device=dy.device)
-    # Cut along K, so that each element is one whole sum and is rounded once.
-    for part in _chunks(k, _CHUNK // max(1, n), 2 * weight.group_size):
-        w = _dequantize(weight, dy.dtype, range(n), part)
-        torch.mm(dy, w, out=dx[:, part.start : part.stop])
+    dx = torch.empty((len(dy), weight.shape[1]), dtype=dy.dtype, device=dy.device)
+    for columns, part in column_parts(weight, dy.dtype):
+        torch.mm(dy, part, out=dx[:, columns])
     return dx
+
+
+def row_parts(weight: QuantizedWeight, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Ranges of the rows of W, each with those rows in `dtype`: columns of Y are cut."""
+    n, k = weight.shape
+    for part in _chunks(n, _CHUNK // max(1, k), 1):
+        yield slice(part.start, part.stop), _dequantize(weight, dtype, part, range(k))
+
+
+def column_parts(weight: QuantizedWeight, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Ranges of the columns of W, each with those columns in `dtype`: columns of dX are cut.
+
+    So either product's elements are whole sums, rounded once.
+    """
+    n, k = weight.shape
+    for part in _chunks(k, _CHUNK // max(1, n), 2 * weight.group_size):
+        yield slice(part.start, part.stop), _dequantize(weight, dtype, range(n), part)
 
 
 class _QuantizedLinear(torch.autograd.Function):
@@ -256,14 +274,12 @@ def quantized_linear_reference(
     x: Tensor, weight: QuantizedWeight, bias: Tensor | None, *, out_dtype: torch.dtype
 ) -> Tensor:
     """The specification of `quantized_linear`: never more than a part of W exists unquantised."""
-    n, k = weight.shape
-    y = torch.empty((len(x), n), dtype=x.dtype, device=x.device)
-    for part in _chunks(n, _CHUNK // max(1, k), 1):
-        w, out = _dequantize(weight, x.dtype, part, range(k)), y[:, part.start : part.stop]
+    y = torch.empty((len(x), weight.shape[0]), dtype=x.dtype, device=x.device)
+    for columns, part in row_parts(weight, x.dtype):
         if bias is None:
-            torch.mm(x, w.T, out=out)
+            torch.mm(x, part.T, out=y[:, columns])
         else:
-            torch.addmm(bias[part.start : part.stop], x, w.T, out=out)
+            torch.addmm(bias[columns], x, part.T, out=y[:, columns])
     return y.to(out_dtype)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.dispatch import has_backend
+from kernels.quantized import QuantizedWeight, Weight
 
 T = TypeVar("T")
 _ALLOCATIONS = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default}
@@ -39,9 +40,15 @@ class Recording(Protocol[T]):
         ...
 
 
-def can_record(x: Tensor) -> bool:
-    """Whether computations on tensors like `x` can be recorded: they run on our own kernels."""
-    return has_backend("linear", x)
+def can_record(x: Tensor, weight: Weight) -> bool:
+    """Whether computations on tensors like `x` can be recorded: they run on our own kernels.
+
+    Args:
+        x: for its device and dtype.
+        weight: of a linear layer in the computation.
+    """
+    quantized = isinstance(weight, QuantizedWeight)
+    return has_backend("quantized_linear" if quantized else "linear", x)
 
 
 def record(compute: Callable[[], T], x: Tensor) -> Recording[T]:

@@ -20,6 +20,7 @@ from engine.config import ModelConfig
 from engine.errors import AdapterError
 from engine.seeds import mix
 from kernels import LoraBank, LoraRows, LoraSlice, lora_add_rows_, lora_linear
+from kernels.quantized import Weight
 
 FUSED: dict[str, tuple[str, ...]] = {
     "qkv": ("q_proj", "k_proj", "v_proj"),
@@ -209,7 +210,7 @@ class NoLora:
     """The bare model's linears."""
 
     def apply(
-        self, layer: int, linear: str, x: Tensor, weight: Tensor, bias: Tensor | None
+        self, layer: int, linear: str, x: Tensor, weight: Weight, bias: Tensor | None
     ) -> Tensor:
         """`x [T, K]` -> `[T, N]`."""
         return kernels.linear(x, weight, bias)
@@ -240,7 +241,7 @@ class InferenceLora:
         return self._prepared
 
     def apply(
-        self, layer: int, linear: str, x: Tensor, weight: Tensor, bias: Tensor | None
+        self, layer: int, linear: str, x: Tensor, weight: Weight, bias: Tensor | None
     ) -> Tensor:
         """`x [T, K]` -> `[T, N]`."""
         y = kernels.linear(x, weight, bias)
@@ -264,7 +265,7 @@ class TrainingLora:
         self.adapter, self.dropout, self.seed = adapter, dropout, seed
 
     def apply(
-        self, layer: int, linear: str, x: Tensor, weight: Tensor, bias: Tensor | None
+        self, layer: int, linear: str, x: Tensor, weight: Weight, bias: Tensor | None
     ) -> Tensor:
         """`x [T, K]` -> `[T, N]`."""
         slices = self.adapter.slices(layer, linear)

@@ -102,7 +102,8 @@ class DecodeGraphs:
     def hidden(self, step: Step[S]) -> Tensor | None:
         """`[S, W]` of a step that a recording can compute, else None."""
         rows = self._rows(step)
-        if rows is None or not can_record(self.model.embedding):
+        model = self.model
+        if rows is None or not can_record(model.embedding, model.layers[0].qkv):
             return None
         if self._generation != self.cache.generation:
             self.clear()

@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.linear import add_base_linear_
 from kernels.lora import LoraPlan, lora_linear_forward_reference
+from kernels.quantized import Weight
 from kernels.triton.target import arch, multiprocessors, shared_bytes
 
 _LEAST_PART = 512  # columns of X, where it is cut
@@ -294,7 +296,7 @@ def launch_expand(
 
 def lora_linear_forward(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None,
     plan: LoraPlan,
     a: Tensor,
@@ -304,8 +306,8 @@ def lora_linear_forward(
         return lora_linear_forward_reference(x, weight, bias, plan, a, b)
     x = contiguous_rows(x)
     s = _shrink(x, [a.contiguous()])
-    y = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
+    y = torch.empty(len(x), weight.shape[0], dtype=x.dtype, device=x.device)
     parts = zip(b, plan.columns, plan.inner, plan.scales, strict=True)
     slices = [expand_slice(part, at.start, inner.start, scale) for part, at, inner, scale in parts]
     expand(y, s, bias, slices)
-    return y.addmm_(x, weight.T), s
+    return add_base_linear_(y, x, weight), s

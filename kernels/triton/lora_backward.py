@@ -13,7 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.linear import add_base_linear_dx_
 from kernels.lora import LoraPlan, lora_linear_backward_reference
+from kernels.quantized import Weight
 from kernels.triton.lora import (
     contiguous_rows,
     expand,
@@ -193,7 +195,7 @@ def _x_pass(ds: Tensor, x: Tensor) -> Tensor:
 def lora_linear_backward(
     dy: Tensor,
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     plan: LoraPlan,
     s: Tensor,
     a: Tensor,
@@ -209,5 +211,5 @@ def lora_linear_backward(
     if want_dx:
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         expand(dx, ds, None, [expand_slice(a.T, 0, 0, 1.0)])
-        dx.addmm_(dy, weight)
+        add_base_linear_dx_(dx, dy, weight)
     return dx, _x_pass(ds, x), db

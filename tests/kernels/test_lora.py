@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import LoraSlice, lora_add_, lora_linear, lora_linear_reference
+from kernels import LoraSlice, lora_add_, lora_linear, lora_linear_reference, quantize
+from kernels.quantized import KINDS, Kind
 from tests.kernels.oracle import FORWARD, GRADIENT, assert_close, double, gradients
 
 # rows, K, columns of each slice, columns without an update at the end, rank
@@ -82,6 +83,31 @@ def compare(
     assert [g.dtype for g in grads] == [x.dtype for x in leaves]
     for grad, expected in zip(grads, gradients(exact, wide, upstream), strict=True):
         assert_close(grad.to(dtype), expected, GRADIENT)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantized_weight(backend: str, dtype: torch.dtype, kind: Kind, dropout: float) -> None:
+    leaves = leaves_of(30, 70, [8, 4], 4, dtype, torch.float32)
+    weight, bias = frozen(12, 70, dtype)
+    rounded = quantize(weight, kind)
+    dense = rounded.dequantize(torch.float64)
+
+    def draw() -> torch.Generator:
+        return torch.Generator(torch.get_default_device()).manual_seed(3)
+
+    def op(x: Tensor, *ab: Tensor) -> Tensor:
+        chosen = {"dropout": dropout, "generator": draw()}
+        return lora_linear(x, rounded, bias, slices_of(ab), **chosen)
+
+    def exact(x: Tensor, *ab: Tensor) -> Tensor:
+        chosen = {"dropout": dropout, "generator": draw()}
+        return lora_linear(x, dense, bias.double(), slices_of(ab), **chosen)
+
+    compare(op, exact, leaves, [torch.randn(30, 12, dtype=dtype)], dtype)
+    x = leaves[0].detach()
+    bare = F.linear(x.double(), dense, bias.double())
+    assert_close(lora_linear(x, rounded, bias, []), bare, FORWARD)
 
 
 def test_dropout_has_a_mask_for_each_slice(backend: str, dtype: torch.dtype) -> None:

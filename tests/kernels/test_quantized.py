@@ -10,6 +10,7 @@ from torch import Tensor
 
 import kernels.quantized
 from kernels import QuantizedWeight, linear, quantize, quantized_linear, quantized_linear_dx
+from kernels.linear import add_base_linear_, add_base_linear_dx_
 from kernels.quantized import NF4, Kind
 from tests.kernels.oracle import (
     FORWARD,
@@ -135,6 +136,9 @@ def test_parts(
     assert_close(quantized_linear(x, weight, bias), _exact(x, weight, bias), FORWARD)
     exact = dy.double() @ weight.dequantize(torch.float64)
     assert_close(quantized_linear_dx(dy, weight), exact, GRADIENT)
+    assert_close(add_base_linear_dx_(torch.zeros_like(x), dy, weight), exact, GRADIENT)
+    summed = add_base_linear_(torch.ones(70, 70, dtype=dtype), x, weight)
+    assert_close(summed, 1 + _exact(x, weight), FORWARD)
 
 
 @pytest.mark.parametrize("rows", [3, 80])

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from kernels import add_rms_norm, cpu, linear, rms_norm, swiglu
+from kernels import add_rms_norm, cpu, linear, quantize, rms_norm, swiglu
 from kernels.dispatch import only
 from kernels.recording import can_record, record
 
@@ -67,7 +67,9 @@ def test_nothing_is_recorded_after_the_block() -> None:
 
 
 def test_only_our_own_kernels_record() -> None:
-    assert can_record(torch.randn(2, 2))
-    assert not can_record(torch.randn(2, 2, dtype=torch.float64))
+    x = torch.randn(2, 2)
+    assert can_record(x, x)
+    assert not can_record(x.double(), x.double())
+    assert not can_record(x, quantize(x, "int8"))  # computed by torch on the CPU
     with only("reference"):
-        assert not can_record(torch.randn(2, 2))
+        assert not can_record(x, x)
