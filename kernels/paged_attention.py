@@ -7,30 +7,48 @@ from torch import Tensor
 
 from kernels.dispatch import implementation
 
+QUANTISED = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+"""Dtypes of a quantised cache, and the largest value that each holds."""
 
-def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+
+def store_kv(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> None:
     """Writes row `t` of `k` and `v` to block `slots[t] // bs`, offset `slots[t] % bs`.
+
+    Given scales, it quantises: each token's head gets the scale `absmax / 127` (int8) or
+    `absmax / 448` (e4m3), and its values divided by that, rounded to the nearest, ties to even.
 
     Args:
         k: `[T, Hkv, D]`; may be a strided view, last dimension contiguous.
         v: shape and dtype of `k`.
-        k_cache: `[B, bs, Hkv, D]`, dtype of `k`; each block contiguous.
+        k_cache: `[B, bs, Hkv, D]`, dtype of `k`, or int8 or float8_e4m3fn with scales; each block
+            contiguous.
         v_cache: shape and dtype of `k_cache`.
         slots: `[T]` int32, each in `0..B*bs-1`, no two alike.
+        k_scale: `[B, bs, Hkv]` fp32, each block contiguous: written where `k_cache` is. None for a
+            cache that is not quantised.
+        v_scale: the same of `v_cache`.
 
     Raises:
         ValueError: shapes or dtypes do not fit, or a slot lies outside the cache (CPU).
 
     Source: Kwon et al. 2023, arXiv 2309.06180.
     """
-    _check_caches(k_cache, v_cache, k, "k")
+    _check_caches(k_cache, v_cache, k_scale, v_scale, k, "k")
     if k.dim() != 3 or k.shape[1:] != k_cache.shape[2:]:
         raise ValueError(f"k: shape {tuple(k.shape)} does not fit k_cache {tuple(k_cache.shape)}")
     if v.shape != k.shape or v.dtype != k.dtype:
         raise ValueError(f"v: {tuple(v.shape)} {v.dtype} differs from k's {tuple(k.shape)}")
     if slots.shape != k.shape[:1] or slots.dtype != torch.int32:
         raise ValueError(f"slots: expected [{k.shape[0]}] int32, got {_describe(slots)}")
-    implementation("store_kv", k)(k, v, k_cache, v_cache, slots)
+    implementation("store_kv", k)(k, v, k_cache, v_cache, slots, k_scale, v_scale)
 
 
 def paged_attention(
@@ -42,17 +60,24 @@ def paged_attention(
     block_table: Tensor,
     scale: float,
     window: int | None = None,
+    *,
+    shared_blocks: int = 0,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of each sequence's newest tokens to all its tokens in the cache.
 
     Rows `cu_seqlens_q[s]..cu_seqlens_q[s+1]` of `q` are the last tokens of sequence `s`: row `i` of
     `n` stands at position `seq_lens[s] - n + i`, its own K and V already stored, and sees the
     positions up to its own. On the CPU backend a row's result depends, to the last bit, only on
-    its own query and the keys and values it sees, not on how its sequence was chunked.
+    its own query and the keys and values it sees, not on how its sequence was chunked. On Triton it
+    depends on its sequence's other queries as well, and with `shared_blocks` on the whole batch,
+    within rounding.
 
     Args:
         q: `[T, H, D]`, H a multiple of Hkv; may be a strided view, last dimension contiguous.
-        k_cache: `[B, bs, Hkv, D]`, dtype of `q`; each block contiguous.
+        k_cache: `[B, bs, Hkv, D]`, dtype of `q`, or int8 or float8_e4m3fn with scales; each block
+            contiguous.
         v_cache: shape and dtype of `k_cache`.
         cu_seqlens_q: `[S+1]` int32, from 0 to T, not decreasing.
         seq_lens: `[S]` int32: tokens of each sequence in the cache, the queries' included.
@@ -60,6 +85,11 @@ def paged_attention(
             `block_table[s, p // bs]` at offset `p % bs`.
         scale: factor of the scores, usually `D ** -0.5`.
         window: a query at position `p` sees only `p - window + 1..p`; None for all.
+        shared_blocks: a promise that the first so many entries of every row of `block_table` are
+            the same, which lets a GPU read them once for all sequences. Not checked.
+        k_scale: `[B, bs, Hkv]` fp32, each block contiguous, as `store_kv` wrote them: the keys are
+            `k_cache * k_scale[..., None]`. None for a cache that is not quantised.
+        v_scale: the same of `v_cache`.
 
     Returns:
         `[T, H, D]`, contiguous, dtype of `q`.
@@ -67,9 +97,10 @@ def paged_attention(
     Raises:
         ValueError: shapes or dtypes do not fit, or (CPU) lengths or blocks out of range.
 
-    Source: Kwon et al. 2023, arXiv 2309.06180; online softmax of arXiv 1805.02867.
+    Source: Kwon et al. 2023, arXiv 2309.06180; online softmax of arXiv 1805.02867; splits of the
+    keys merged by log-sum-exp as in arXiv 2311.01282, shared prefixes as in arXiv 2402.05099.
     """
-    _check_caches(k_cache, v_cache, q, "q")
+    _check_caches(k_cache, v_cache, k_scale, v_scale, q, "q")
     heads_kv, dim = k_cache.shape[2:]
     if q.dim() != 3 or q.shape[2] != dim or q.shape[1] % heads_kv:
         raise ValueError(f"q: shape {tuple(q.shape)} does not fit k_cache {tuple(k_cache.shape)}")
@@ -90,18 +121,41 @@ def paged_attention(
         )
     if window is not None and window < 1:
         raise ValueError(f"window: expected at least 1 or None, got {window}")
-    return implementation("paged_attention", q)(
-        q, k_cache, v_cache, cu_seqlens_q, seq_lens, block_table, scale, window
-    )
+    if not 0 <= shared_blocks <= block_table.shape[1]:
+        raise ValueError(
+            f"shared_blocks: expected 0..{block_table.shape[1]}, the width of block_table, "
+            f"got {shared_blocks}"
+        )
+    caches = q, k_cache, v_cache
+    layout = cu_seqlens_q, seq_lens, block_table
+    options = scale, window, shared_blocks, k_scale, v_scale
+    return implementation("paged_attention", q)(*caches, *layout, *options)
 
 
 def store_kv_reference(
-    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> None:
     """The specification of `store_kv`."""
-    block, offset = slots.long() // k_cache.shape[1], slots.long() % k_cache.shape[1]
-    k_cache[block, offset] = k
-    v_cache[block, offset] = v
+    at = slots.long() // k_cache.shape[1], slots.long() % k_cache.shape[1]
+    for x, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
+        if scale is None:
+            cache[at] = x
+        else:
+            cache[at], scale[at] = _quantise(x, cache.dtype)
+
+
+def _quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x `[T, Hkv, D]` as values of `dtype`, and their scales `[T, Hkv]`."""
+    x, largest = x.float(), QUANTISED[dtype]
+    scale = x.abs().amax(-1) / largest
+    x = (x / torch.where(scale > 0, scale, 1.0)[..., None]).clamp(-largest, largest)
+    return (x.round() if dtype == torch.int8 else x).to(dtype), scale
 
 
 def paged_attention_reference(
@@ -113,9 +167,17 @@ def paged_attention_reference(
     block_table: Tensor,
     scale: float,
     window: int | None = None,
+    shared_blocks: int = 0,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> Tensor:
-    """The specification of `paged_attention`."""
+    """The specification of `paged_attention`; there is nothing to gain from `shared_blocks`."""
     bounds, out, bs = cu_seqlens_q.tolist(), torch.empty_like(q), k_cache.shape[1]
+    if k_scale is not None and v_scale is not None:
+        k_cache, v_cache = (
+            k_cache.float() * k_scale[..., None],
+            v_cache.float() * v_scale[..., None],
+        )
     for s, length in enumerate(seq_lens.tolist()):
         rows = slice(bounds[s], bounds[s + 1])
         blocks = block_table[s, : -(-length // bs)].long()
@@ -136,16 +198,35 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -
     return torch.einsum("hnm,mhd->nhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
 
 
-def _check_caches(k_cache: Tensor, v_cache: Tensor, x: Tensor, name: str) -> None:
+def _check_caches(
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    x: Tensor,
+    name: str,
+) -> None:
     if k_cache.dim() != 4:
         raise ValueError(f"k_cache: expected [B, bs, Hkv, D], got {tuple(k_cache.shape)}")
-    if k_cache.dtype != x.dtype or k_cache.device != x.device:
+    expected = f"{name}'s {x.dtype}" if k_scale is None else "int8 or float8_e4m3fn with k_scale"
+    fits = k_cache.dtype == x.dtype if k_scale is None else k_cache.dtype in QUANTISED
+    if not fits or k_cache.device != x.device:
         raise ValueError(
-            f"k_cache: {k_cache.dtype} on {k_cache.device} differs from {name}'s "
-            f"{x.dtype} on {x.device}"
+            f"k_cache: expected {expected} on {x.device}, got {k_cache.dtype} on {k_cache.device}"
         )
     if v_cache.shape != k_cache.shape or v_cache.dtype != k_cache.dtype:
         raise ValueError(f"v_cache: {_describe(v_cache)} differs from k_cache")
+    if (v_scale is None) != (k_scale is None):
+        raise ValueError("v_scale: expected with k_scale, and not without")
+    for which, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+        if scale is not None and (
+            scale.shape != k_cache.shape[:3]
+            or scale.dtype != torch.float32
+            or scale.device != x.device
+        ):
+            raise ValueError(
+                f"{which}: expected {tuple(k_cache.shape[:3])} float32, got {_describe(scale)}"
+            )
 
 
 def _describe(x: Tensor) -> str:

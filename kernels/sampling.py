@@ -13,7 +13,7 @@ from kernels.dispatch import implementation
 from kernels.philox import uniform
 
 
-def _offsets(lengths: Iterable[int], device: torch.device | str) -> Tensor:
+def _offsets(lengths: Iterable[int], device: torch.device | str | None) -> Tensor:
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int64, device=device)
 
 
@@ -28,7 +28,7 @@ class IdLists:
     ids: Tensor
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> IdLists:
+    def of(cls, rows: Sequence[Sequence[int]], device: torch.device | str | None = None) -> IdLists:
         flat = [token for row in rows for token in row]
         ids = torch.tensor(flat, dtype=torch.int64, device=device)
         return cls(_offsets(map(len, rows), device), ids)
@@ -46,7 +46,9 @@ class Biases:
     values: Tensor
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[int, float]], device: torch.device | str = "cpu") -> Biases:
+    def of(
+        cls, rows: Sequence[Mapping[int, float]], device: torch.device | str | None = None
+    ) -> Biases:
         keys = IdLists.of([list(row) for row in rows], device)
         flat = [value for row in rows for value in row.values()]
         values = torch.tensor(flat, dtype=torch.float32, device=device)
@@ -81,7 +83,7 @@ class SampleParams:
     allowed: IdLists
 
     @classmethod
-    def neutral(cls, rows: int, device: torch.device | str = "cpu") -> SampleParams:
+    def neutral(cls, rows: int, device: torch.device | str | None = None) -> SampleParams:
         """Plain sampling from the model's distribution, with seed and position 0."""
 
         def full(value: float, dtype: torch.dtype) -> Tensor:

@@ -19,6 +19,7 @@ SIZES = {"cpu": [1, 2, 3, 4], "cuda": [1, 2, 4, 8, 16, 32, 48, 64, *range(96, 51
 """Sequences for which steps are recorded; fewer are filled up to the next number. From 5 on
 a CPU has enough to compute to hide Python's share."""
 _MIXED = 4  # sequences; above, steps of several adapters differ too often to be recorded
+_SHARING = 8  # sequences from which a shared prefix, in whole multiples of as many blocks, is known
 _MOST_GRAPHS = {"cpu": 8, "cuda": 64}
 
 
@@ -35,10 +36,19 @@ class DecodeGraph:
         step: the first step, computed while it is recorded.
         rows: R, at least the step's sequences.
         width: blocks in a row of the block table, at least the step's.
+        shared_blocks: leading blocks that all sequences share, at most the step's, in replays too.
     """
 
-    def __init__(self, model: Llama, cache: KVCache, step: Step[S], rows: int, width: int) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: Llama,
+        cache: KVCache,
+        step: Step[S],
+        rows: int,
+        width: int,
+        shared_blocks: int,
+    ) -> None:
+        self.model, self.shared_blocks = model, shared_blocks
         self.embedded = model.embed(step.tokens[:1]).repeat(rows, 1)
         self.positions, self.slots, self.seq_lens = (
             x[:1].repeat(rows) for x in (step.positions, step.slots, step.seq_lens)
@@ -108,13 +118,13 @@ class DecodeGraphs:
         if self._generation != self.cache.generation:
             self.clear()
             self._generation = self.cache.generation
-        width = self._width(step)
-        key = rows, width, *_owners(step)
+        shape = rows, self._width(step), self._shared_blocks(step)
+        key = *shape, *_owners(step)
         graph = self._graphs.get(key)
         if graph is not None:
             self._graphs.move_to_end(key)
             return graph.replay(step)
-        graph = self._graphs[key] = DecodeGraph(self.model, self.cache, step, rows, width)
+        graph = self._graphs[key] = DecodeGraph(self.model, self.cache, step, *shape)
         if len(self._graphs) > _MOST_GRAPHS[self.model.device.type]:
             self._graphs.popitem(last=False)
         return graph.hidden(step)
@@ -137,6 +147,13 @@ class DecodeGraphs:
         if self.model.device.type == "cpu":
             return longest
         return min(longest, 1 << (step.block_table.shape[1] - 1).bit_length())
+
+    def _shared_blocks(self, step: Step[S]) -> int:
+        """What a recording may take for shared: rounded down, so that few are made. On the CPU the
+        kernel finds out by itself."""
+        if self.model.device.type == "cpu" or len(step.sequences) < _SHARING:
+            return 0
+        return step.shared_blocks // _SHARING * _SHARING
 
 
 def _owners(step: Step[S]) -> list[int | None]:

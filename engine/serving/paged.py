@@ -22,6 +22,8 @@ class Layout(Protocol):
     def seq_lens(self) -> Tensor: ...
     @property
     def block_table(self) -> Tensor: ...
+    @property
+    def shared_blocks(self) -> int: ...
 
 
 class PagedAttention:
@@ -45,4 +47,5 @@ class PagedAttention:
             step.block_table,
             self.scale,
             self.windows[layer],
+            shared_blocks=step.shared_blocks,
         )

@@ -43,6 +43,7 @@ class Step(Generic[S]):
     adapters: `(row_start, row_stop, adapter)`.
     tokens `[T]` int64; positions, slots `[T]` int32; cu_seqlens `[S+1]`, seq_lens `[S]`,
     block_table `[S, M]` int32: what the model and `kernels.paged_attention` take.
+    shared_blocks: so many leading entries of all rows of block_table are the same (0 for one row).
     """
 
     sequences: list[S]
@@ -58,6 +59,7 @@ class Step(Generic[S]):
     cu_seqlens: Tensor
     seq_lens: Tensor
     block_table: Tensor
+    shared_blocks: int
 
 
 class Scheduler(Generic[S]):
@@ -246,6 +248,7 @@ class Scheduler(Generic[S]):
         owner = np.repeat(np.arange(len(rows)), counts)
         positions = (np.arange(bounds[-1]) + (starts - bounds[:-1])[owner]).astype(np.int32)
         blocks = slots.block_table[rows[owner], positions // BLOCK_SIZE]
+        table = slots.block_table[rows, : slots.blocks[rows].max()]
         tokens = slots.last[rows][owner]
         for index in np.flatnonzero((counts > 1) | (ends < slots.total[rows])):
             known = order[index].tokens[starts[index] : ends[index]]
@@ -263,11 +266,20 @@ class Scheduler(Generic[S]):
             slots=self._tensor(blocks * BLOCK_SIZE + positions % BLOCK_SIZE),
             cu_seqlens=self._tensor(bounds),
             seq_lens=self._tensor(ends),
-            block_table=self._tensor(slots.block_table[rows, : slots.blocks[rows].max()]),
+            block_table=self._tensor(table),
+            shared_blocks=_shared_blocks(table, int(slots.blocks[rows].min())),
         )
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.cache.device)
+
+
+def _shared_blocks(table: np.ndarray, shortest: int) -> int:
+    """How many of the first `shortest` entries all rows have in common; 0 for one row."""
+    if len(table) < 2 or (table[:, 0] != table[0, 0]).any():
+        return 0
+    differ = (table[:, :shortest] != table[0, :shortest]).any(0)
+    return int(differ.argmax()) if differ.any() else shortest
 
 
 def _adapter_ranges(order: list[S], bounds: np.ndarray) -> list[tuple[int, int, Adapter | None]]:

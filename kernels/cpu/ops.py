@@ -11,6 +11,7 @@ from torch import Tensor
 from kernels import cpu
 from kernels.attention import Segments
 from kernels.lora import LoraSlice
+from kernels.paged_attention import paged_attention_reference, store_kv_reference
 from kernels.recording import recordable
 from kernels.sampling import SampleParams
 
@@ -252,7 +253,17 @@ def _cache(k_cache: Tensor, v_cache: Tensor) -> tuple[int, ...]:
     return k_cache.data_ptr(), v_cache.data_ptr(), *k_cache.shape[:2], *strides[:3]
 
 
-def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+def store_kv(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> None:
+    if k_scale is not None:
+        return store_kv_reference(k, v, k_cache, v_cache, slots, k_scale, v_scale)
     k, v, slots = _rows(k), _rows(v), _rows(slots)
     cache = _cache(k_cache, v_cache)
     _STORE_KV[k.dtype](_heads(k), _heads(v), tuple(k.shape), cache, slots.data_ptr())
@@ -267,7 +278,13 @@ def paged_attention(
     block_table: Tensor,
     scale: float,
     window: int | None = None,
+    shared_blocks: int = 0,  # found out by itself
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> Tensor:
+    if k_scale is not None:
+        layout, scales = (cu_seqlens_q, seq_lens, block_table), (k_scale, v_scale)
+        return paged_attention_reference(q, k_cache, v_cache, *layout, scale, window, 0, *scales)
     q, cu_seqlens_q, seq_lens = _rows(q), _rows(cu_seqlens_q), _rows(seq_lens)
     block_table = _rows(block_table)
     out = _like(q)

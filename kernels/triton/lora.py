@@ -17,74 +17,23 @@ from torch import Tensor
 from kernels.linear import add_base_linear_
 from kernels.lora import LoraPlan, lora_linear_forward_reference
 from kernels.quantized import Weight
-from kernels.triton.target import arch, multiprocessors, shared_bytes
+from kernels.triton.lora_tile import (
+    columns_of_s,
+    contiguous_rows,
+    expand_tile,
+    rank_block,
+    shrink_config,
+    shrink_tile,
+)
+from kernels.triton.target import multiprocessors
 
 _LEAST_PART = 512  # columns of X, where it is cut
 
 
 @triton.jit
-def shrink_tile(
-    p_row,
-    m_row,
-    p_x,
-    o_t,
-    rows,
-    stride_x,
-    begin,
-    end,
-    BLOCK_K: tl.constexpr,
-):
-    """X Aᵀ over the columns from `begin` to `end`; `p_row` points to rows of A."""
-    b_s = tl.zeros((o_t.shape[0], p_row.shape[0]), tl.float32)
-    for i_k in range(begin, end, BLOCK_K):
-        o_k = i_k + tl.arange(0, BLOCK_K)
-        m_k = (o_k < end)[None, :]
-        # [BLOCK_T, BLOCK_K]
-        m_x = (o_t < rows)[:, None] & m_k
-        b_x = tl.load(p_x + o_t[:, None] * stride_x + o_k[None, :], mask=m_x, other=0.0)
-        # [BLOCK_R, BLOCK_K]
-        b_a = tl.load(p_row[:, None] + o_k[None, :], mask=m_row[:, None] & m_k, other=0.0)
-        b_s = tl.dot(b_x, tl.trans(b_a.to(b_x.dtype)), b_s, input_precision="ieee")
-    return b_s
-
-
-@triton.jit
-def expand_tile(
-    b_y,
-    p_s,
-    p_b,
-    m_t,
-    rank,
-    stride_split,
-    o_n,
-    m_n,
-    stride_n,
-    stride_r,
-    SPLITS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """b_y + S Bᵀ; `p_s` points to the rows of S, which is the sum of `SPLITS` parts."""
-    for i_r in tl.range(0, rank, BLOCK_R, num_stages=1):
-        o_r = i_r + tl.arange(0, BLOCK_R)
-        m_r = o_r < rank
-        # [BLOCK_T, BLOCK_R]
-        m_s = m_t[:, None] & m_r[None, :]
-        b_s = tl.load(p_s[:, None] + o_r[None, :], mask=m_s, other=0.0)
-        for i in tl.static_range(1, SPLITS):
-            p_part = p_s + i * stride_split
-            b_s += tl.load(p_part[:, None] + o_r[None, :], mask=m_s, other=0.0)
-        # [BLOCK_R, BLOCK_N]
-        o_b = o_r[:, None] * stride_r + o_n[None, :] * stride_n
-        b_b = tl.load(p_b + o_b, mask=m_r[:, None] & m_n[None, :], other=0.0)
-        b_y = tl.dot(b_s.to(DTYPE), b_b.to(DTYPE), b_y, input_precision="ieee")
-    return b_y
-
-
-@triton.jit
 def shrink_kernel(
     p_x,
-    slices,  # (A, rank) of each
+    slices,  # (A, its first column of S, the one after its last) of each
     p_s,
     rows,
     k,
@@ -99,12 +48,13 @@ def shrink_kernel(
     o_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     split = tl.program_id(2)
     # [BLOCK_R]
-    p_row, first = slices[0][0] + o_r * k, slices[0][1]
+    p_row, stop = slices[0][0] + o_r * k, slices[0][2]
     for i in tl.static_range(1, len(slices)):
-        p_row = tl.where(o_r < first, p_row, slices[i][0] + (o_r - first) * k)
-        first += slices[i][1]
+        here = o_r >= slices[i][1]
+        p_row = tl.where(here, slices[i][0] + (o_r - slices[i][1]) * k, p_row)
+        stop = tl.where(here, slices[i][2], stop)
     begin, end = split * chunk, min(k, split * chunk + chunk)
-    b_s = shrink_tile(p_row, o_r < R, p_x, o_t, rows, stride_x, begin, end, BLOCK_K)
+    b_s = shrink_tile(p_row, o_r < stop, p_x, o_t, rows, stride_x, begin, end, BLOCK_K)
     m = (o_t < rows)[:, None] & (o_r < R)[None, :]
     o_s = (split * rows + o_t)[:, None] * R + o_r[None, :]
     tl.store(p_s + o_s, b_s.to(p_s.dtype.element_ty), mask=m)
@@ -193,41 +143,13 @@ def total(parts: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def contiguous_rows(x: Tensor) -> Tensor:
-    """`x`, or a copy of it whose rows' elements lie next to each other."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def of_one_dtype(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
-    """The tensors, or copies in `dtype` where theirs differ: kernels choose one by its address."""
-    same = len({x.dtype for x in tensors}) <= 1
-    return tensors if same else [x.to(dtype) for x in tensors]
-
-
-def rank_block(rank: int, most: int = 64) -> int:
-    """The power of two that covers `rank`: at least the tensor cores' 16, and at most `most`."""
-    return min(most, max(16, triton.next_power_of_2(rank)))
-
-
-def shrink_config(rows: int, block_r: int, dtype: torch.dtype) -> dict[str, int]:
-    """How much of K to load at once, and how deep to pipeline it.
-
-    128 columns where wgmma reads them from shared memory; 64 where mma.sync takes registers.
-    """
-    wide = 128 if rows >= 64 and arch() == 90 else 64
-    block_k = wide if dtype.itemsize == 2 else 32
-    stage = (rows + block_r) * block_k * dtype.itemsize
-    stages = max(2, min(4, (shared_bytes() - 4096) // stage))
-    return {"BLOCK_T": rows, "BLOCK_R": block_r, "BLOCK_K": block_k, "num_stages": stages}
-
-
 def _shrink(x: Tensor, a: Sequence[Tensor]) -> Tensor:
-    """S `[T, R]` for training, in the dtype of `x`."""
-    slices, ranks = tuple((part, len(part)) for part in a), sum(map(len, a))
+    """S for training, in the dtype of `x`."""
+    firsts, ranks = columns_of_s([len(part) for part in a])
     rows, k = x.shape
     # 64 rows are one wgmma. All ranks up to 128 in one program, so that X is read once; what a card
     # lacks in row tiles it gets in parts of K.
-    config = shrink_config(64, rank_block(ranks, 128 if x.dtype != torch.float32 else 64), x.dtype)
+    config = shrink_config(64, rank_block(ranks, 128 if x.dtype.itemsize == 2 else 32), x.dtype)
     tiles = triton.cdiv(rows, 64), triton.cdiv(ranks, config["BLOCK_R"])
     most = multiprocessors(x.device) // max(1, tiles[0] * tiles[1])
     splits = max(1, min(most, k // _LEAST_PART))
@@ -237,19 +159,28 @@ def _shrink(x: Tensor, a: Sequence[Tensor]) -> Tensor:
     s = torch.empty(splits, rows, ranks, dtype=dtype, device=x.device)
     if s.numel():
         grid = *tiles, splits
+        slices = shrink_slices(a, firsts)
         shrink_kernel[grid](x, slices, s, rows, k, x.stride(0), chunk, ranks, **config)
     return total(s, x.dtype)
 
 
+def shrink_slices(
+    a: Sequence[Tensor], firsts: Sequence[int]
+) -> tuple[tuple[Tensor, int, int], ...]:
+    """Each update's A as the kernel takes it."""
+    parts = zip(a, firsts, strict=True)
+    return tuple((part.contiguous(), first, first + len(part)) for part, first in parts)
+
+
 def expand_slice(
-    b: Tensor, start: int, inner: int, scale: float
+    b: Tensor, start: int, first: int, scale: float
 ) -> tuple[Tensor, int, int, int, int, int, int, float]:
     """One update as the kernels take it."""
-    return b, b.stride(0), b.stride(1), start, *b.shape, inner, scale
+    return b, b.stride(0), b.stride(1), start, *b.shape, first, scale
 
 
 def expand(y: Tensor, s: Tensor, bias: Tensor | None, slices: Sequence[Any]) -> None:
-    """Writes the updates from S `[T, R]`, with the bias, to `y`; columns without one become 0."""
+    """Writes the updates from S, with the bias, to `y`; columns without one become 0."""
     # A tile of 128 x 64 reads S and B, half as much as it writes, and leaves registers for 24 warps
     # a multiprocessor, whose stores overlap. fp32 has no tensor cores: its products take registers.
     rows = len(y)
@@ -305,9 +236,10 @@ def lora_linear_forward(
     if plan.masks is not None:
         return lora_linear_forward_reference(x, weight, bias, plan, a, b)
     x = contiguous_rows(x)
-    s = _shrink(x, [a.contiguous()])
+    s = _shrink(x, [a[rows] for rows in plan.inner])
     y = torch.empty(len(x), weight.shape[0], dtype=x.dtype, device=x.device)
-    parts = zip(b, plan.columns, plan.inner, plan.scales, strict=True)
-    slices = [expand_slice(part, at.start, inner.start, scale) for part, at, inner, scale in parts]
+    firsts, _ = columns_of_s([part.shape[1] for part in b])
+    parts = zip(b, plan.columns, firsts, plan.scales, strict=True)
+    slices = [expand_slice(part, at.start, first, scale) for part, at, first, scale in parts]
     expand(y, s, bias, slices)
     return add_base_linear_(y, x, weight), s

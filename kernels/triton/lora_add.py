@@ -9,14 +9,13 @@ import triton
 from torch import Tensor
 
 from kernels.lora import LoraSlice
-from kernels.triton.lora import (
+from kernels.triton.lora import expand_slice, launch_expand, shrink_kernel, shrink_slices
+from kernels.triton.lora_tile import (
+    columns_of_s,
     contiguous_rows,
-    expand_slice,
-    launch_expand,
     of_one_dtype,
     rank_block,
     shrink_config,
-    shrink_kernel,
 )
 
 ADD_ROWS, ADD_COLUMNS = 16, 128
@@ -38,24 +37,22 @@ def splits_of(k: int) -> tuple[int, int]:
 
 
 def lora_add_(y: Tensor, x: Tensor, lora: Sequence[LoraSlice]) -> Tensor:
-    ranks = [len(part.a) for part in lora]
-    if not y.numel() or not sum(ranks):
+    if not y.numel() or not lora:
         return y
     x, rows = contiguous_rows(x), len(x)
+    firsts, ranks = columns_of_s([len(part.a) for part in lora])
     splits, chunk = splits_of(x.shape[1])
-    s = torch.empty(splits, rows, sum(ranks), dtype=torch.float32, device=x.device)
+    s = torch.empty(splits, rows, ranks, dtype=torch.float32, device=x.device)
     # 32 ranks a program: X is read from L2 again for more, and few rows have programs enough.
-    block_r = rank_block(sum(ranks), 32)
+    block_r = rank_block(ranks, 32)
     config = shrink_config(ADD_ROWS, block_r, x.dtype)
-    grid = triton.cdiv(rows, ADD_ROWS), triton.cdiv(sum(ranks), block_r), splits
-    a = of_one_dtype([part.a for part in lora], x.dtype)
-    parts = tuple((part.contiguous(), len(part)) for part in a)
-    shrink_kernel[grid](x, parts, s, rows, x.shape[1], x.stride(0), chunk, sum(ranks), **config)
-    firsts = [sum(ranks[:i]) for i in range(len(lora))]
+    grid = triton.cdiv(rows, ADD_ROWS), triton.cdiv(ranks, block_r), splits
+    a = shrink_slices(of_one_dtype([part.a for part in lora], x.dtype), firsts)
+    shrink_kernel[grid](x, a, s, rows, x.shape[1], x.stride(0), chunk, ranks, **config)
     slices = [
         expand_slice(part.b, part.start, first, part.scale)
         for part, first in zip(lora, firsts, strict=True)
     ]
-    most = rank_block(max(ranks), 32)
+    most = rank_block(max(len(part.a) for part in lora), 32)
     launch_expand(y, s, None, slices, True, ADD_ROWS, ADD_COLUMNS, most, 4)
     return y

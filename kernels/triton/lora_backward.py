@@ -16,14 +16,8 @@ from torch import Tensor
 from kernels.linear import add_base_linear_dx_
 from kernels.lora import LoraPlan, lora_linear_backward_reference
 from kernels.quantized import Weight
-from kernels.triton.lora import (
-    contiguous_rows,
-    expand,
-    expand_slice,
-    of_one_dtype,
-    rank_block,
-    total,
-)
+from kernels.triton.lora import expand, expand_slice, total
+from kernels.triton.lora_tile import columns_of_s, contiguous_rows, of_one_dtype, rank_block
 from kernels.triton.target import multiprocessors, shared_bytes
 
 
@@ -79,7 +73,8 @@ def _dy_kernel(
         o_db = i_t * size + place + o_n[:, None] * rank + o_r[None, :]
         tl.store(p_db + o_db, b_db, mask=m_b)
     o_ds = (i_c * rows + o_t)[:, None] * R + (inner + o_r)[None, :]
-    tl.store(p_ds + o_ds, b_ds * scale, mask=m_s)
+    m_ds = m_t[:, None] & (o_r < tl.cdiv(rank, 16) * 16)[None, :]  # zeros as far as S has columns
+    tl.store(p_ds + o_ds, b_ds * scale, mask=m_ds)
 
 
 @triton.jit
@@ -133,15 +128,15 @@ def _dy_config(rank: int, dtype: torch.dtype) -> dict[str, int]:
 def _dy_pass(
     dy: Tensor, s: Tensor, b: Sequence[Tensor], plan: LoraPlan
 ) -> tuple[Tensor, list[Tensor]]:
-    """dS `[T, R]`, dtype of `dy`, and each dB `[n, r]` in fp32, with the factors in both."""
-    rows, ranks = s.shape
+    """dS, laid out as S, in the dtype of `dy`, and each dB `[n, r]` in fp32; scaled, both."""
+    (rows, ranks), (firsts, _) = s.shape, columns_of_s([part.shape[1] for part in b])
     sizes = [part.numel() for part in b]
     places = [sum(sizes[:i]) for i in range(len(b))]
     like = of_one_dtype(b, dy.dtype)
-    parts = zip(like, plan.columns, plan.inner, plan.scales, places, strict=True)
+    parts = zip(like, plan.columns, firsts, plan.scales, places, strict=True)
     slices = tuple(
-        (*expand_slice(part, at.start, inner.start, scale), place)
-        for part, at, inner, scale, place in parts
+        (*expand_slice(part, at.start, first, scale), place)
+        for part, at, first, scale, place in parts
     )
     widest = max(part.shape[1] for part in b)
     config = _dy_config(widest, dy.dtype)
@@ -162,7 +157,7 @@ def _dy_pass(
 
 
 def _x_pass(ds: Tensor, x: Tensor) -> Tensor:
-    """dA `[R, K]` in fp32."""
+    """dA in fp32, a row for each column of S."""
     (rows, k), ranks = x.shape, ds.shape[1]
     wide = x.dtype.itemsize == 2
     # [128, R] accumulators take up to 64 registers of 4 warps; 16 KB of X a stage
@@ -207,9 +202,15 @@ def lora_linear_backward(
         return lora_linear_backward_reference(dy, x, weight, plan, s, a, b, want_dx=want_dx)
     dy, x = contiguous_rows(dy), contiguous_rows(x)
     ds, db = _dy_pass(dy, s, b, plan)
+    firsts, _ = columns_of_s([part.shape[1] for part in b])
     dx = None
     if want_dx:
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        expand(dx, ds, None, [expand_slice(a.T, 0, 0, 1.0)])
+        places = zip(plan.inner, firsts, strict=True)
+        expand(dx, ds, None, [expand_slice(a[rows].T, 0, first, 1.0) for rows, first in places])
         add_base_linear_dx_(dx, dy, weight)
-    return dx, _x_pass(ds, x), db
+    da = _x_pass(ds, x)
+    if len(da) > len(a):  # rows between the updates
+        parts = zip(b, firsts, strict=True)
+        da = torch.cat([da[first : first + part.shape[1]] for part, first in parts])
+    return dx, da, db

@@ -12,14 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.lora_rows import ENTRY, TILE, LoraRows
-from kernels.triton.lora import (
+from kernels.triton.lora_add import ADD_COLUMNS, splits_of
+from kernels.triton.lora_tile import (
     contiguous_rows,
     expand_tile,
     rank_block,
     shrink_config,
     shrink_tile,
 )
-from kernels.triton.lora_add import ADD_COLUMNS, splits_of
 
 
 @triton.jit
@@ -164,7 +164,7 @@ def lora_add_rows_(y: Tensor, x: Tensor, rows: LoraRows, linear: int) -> Tensor:
         WIDTH=width,
         BLOCK_T=TILE,
         BLOCK_N=ADD_COLUMNS,
-        BLOCK_R=block_r,
-        num_warps=4,
+        BLOCK_R=16,  # all parts of S are in registers at once
+        num_warps=8,
     )
     return y

@@ -97,6 +97,23 @@ def test_prompts_of_one_step_share_the_blocks_being_computed() -> None:
     assert plan.stats.cached == 3 * 32
 
 
+def test_a_step_counts_the_blocks_that_all_its_sequences_share() -> None:
+    plan = scheduler()
+    prefix = list(range(40))
+    both = [sequence([*prefix, *range(100 * place, 100 * place + 20)], place) for place in (1, 2)]
+    plan.add(both[0])
+    assert next_step(plan).shared_blocks == 0
+    plan.add(both[1])
+    plan.append(both[0], [7])
+    assert next_step(plan).shared_blocks == 2
+    plan.append(both[0], [8])
+    plan.add(sequence(prefix[:20], 0))  # its second block is partly filled, so a copy
+    assert next_step(plan).shared_blocks == 1
+    plan.finish(both[0])
+    plan.add(sequence([9, *prefix], 3))
+    assert next_step(plan).shared_blocks == 0
+
+
 def test_part_of_a_computed_block_is_copied() -> None:
     plan = scheduler()
     one = sequence([*range(32), 1], 0)

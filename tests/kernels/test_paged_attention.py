@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import paged_attention, paged_attention_reference, store_kv
+from kernels import (
+    paged_attention,
+    paged_attention_reference,
+    store_kv,
+    store_kv_reference,
+)
 from tests.kernels.oracle import FORWARD, assert_close
 
 
@@ -21,12 +26,24 @@ class Batch:
     seq_lens: Tensor
     block_table: Tensor
     window: int | None = None
+    shared_blocks: int = 0
+    scales: tuple[Tensor, Tensor] | None = None
 
     def run(self) -> Tensor:
-        return paged_attention(*self.tensors(), 0.3, self.window)
+        k_scale, v_scale = self.scales or (None, None)
+        return paged_attention(
+            *self.tensors(),
+            0.3,
+            self.window,
+            shared_blocks=self.shared_blocks,
+            k_scale=k_scale,
+            v_scale=v_scale,
+        )
 
     def oracle(self) -> Tensor:
-        caches = (x.nan_to_num().double() for x in (self.k_cache, self.v_cache))
+        caches = [x.double().nan_to_num() for x in (self.k_cache, self.v_cache)]
+        if self.scales:
+            caches = [x * s[..., None] for x, s in zip(caches, self.scales, strict=True)]
         return paged_attention_reference(
             self.q.double(), *caches, *self.tensors()[3:], 0.3, self.window
         )
@@ -58,26 +75,35 @@ def make(
     block_size: int = 16,
     shared: int = 0,
     window: int | None = None,
+    cache: torch.dtype | None = None,
 ) -> Batch:
-    """Sequences of (queries, length), the blocks of their first `shared` tokens the same."""
+    """Sequences of (queries, length), the blocks of their first `shared` tokens the same.
+
+    cache: dtype of a quantised cache.
+    """
     width = max((-(-n // block_size) for _, n in lengths), default=0)
     blocks = width * len(lengths) + 3
     table = torch.randperm(blocks)[: width * len(lengths)].view(len(lengths), width)
     table[:, : shared // block_size] = table[:1, : shared // block_size]
     shape = (blocks, block_size, kv_heads, dim)
-    k_cache, v_cache = (torch.full(shape, torch.nan, dtype=dtype) for _ in range(2))
+    k_cache, v_cache = torch.full((2, *shape), 99 if cache else torch.nan, dtype=dtype).to(
+        cache or dtype
+    )
+    scales = tuple(torch.full((2, *shape[:3]), torch.nan)) if cache else None
     for s, (_, length) in enumerate(lengths):
         at = torch.arange(length)
         slots = (table[s, at // block_size] * block_size + at % block_size).int()
         k, v = torch.randn(2, length, kv_heads, dim, dtype=dtype)
-        store_kv(k, v, k_cache, v_cache, slots)
+        store_kv(k, v, k_cache, v_cache, slots, *(scales or ()))
     queries = torch.tensor([0] + [n for n, _ in lengths]).cumsum(0).int()
     q = torch.randn(int(queries[-1]), heads, dim, dtype=dtype)
     seq_lens = torch.tensor([n for _, n in lengths], dtype=torch.int32)
-    return Batch(q, k_cache, v_cache, queries, seq_lens, table.int(), window)
+    layout = queries, seq_lens, table.int()
+    return Batch(q, k_cache, v_cache, *layout, window, scales=scales)
 
 
 DECODE = [(1, n) for n in (1, 15, 64, 65, 200, 130)]
+SHORT = [(1, 1), (20, 30), (1, 129), (0, 0), (5, 70)]
 MIXED = [(1, 1), (63, 63), (1, 129), (0, 0), (5, 300), (40, 41), (0, 7), (2, 64)]
 
 
@@ -103,14 +129,17 @@ def test_query_heads_per_kv_head(native: str, dtype: torch.dtype, group: int) ->
 
 
 @pytest.mark.parametrize("dim", [1, 2, 8, 31, 64, 80, 96, 100, 128, 256])
-def test_head_dims(native: str, dtype: torch.dtype, dim: int) -> None:
-    batch = make(MIXED, dtype, dim=dim, kv_heads=1)
+def test_head_dims(backend: str, dtype: torch.dtype, dim: int) -> None:
+    batch = make(SHORT if backend == "triton" else MIXED, dtype, dim=dim, kv_heads=1)
     assert_close(batch.run(), batch.oracle(), FORWARD)
 
 
-@pytest.mark.parametrize("heads", [1, 40])
-def test_one_kv_head(native: str, dtype: torch.dtype, heads: int) -> None:
-    batch = make(DECODE, dtype, heads=heads, kv_heads=1)
+@pytest.mark.parametrize("heads", [1, 7, 40])
+@pytest.mark.parametrize("lengths", [DECODE, SHORT], ids=["decode", "short"])
+def test_one_kv_head(
+    backend: str, dtype: torch.dtype, lengths: list[tuple[int, int]], heads: int
+) -> None:
+    batch = make(lengths, dtype, heads=heads, kv_heads=1)
     assert_close(batch.run(), batch.oracle(), FORWARD)
 
 
@@ -121,9 +150,11 @@ def test_an_empty_batch(backend: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("window", [None, 90])
 def test_sequences_that_share_blocks(backend: str, dtype: torch.dtype, window: int | None) -> None:
-    lengths = [(1, 161 + 7 * n) for n in range(20)] + [(3, 200), (1, 161), (50, 230), (1, 300)]
+    decodes = 3 if backend == "triton" else 20
+    lengths = [(1, 161 + 7 * n) for n in range(decodes)]
+    lengths += [(3, 200), (1, 161), (50, 230), (1, 300)]
     batch = make(lengths, dtype, shared=160, window=window)
-    batch.block_table[10:15, :8] = batch.block_table[16, :8]
+    batch.block_table[10:15, :8] = batch.block_table[-4, :8]
     out = batch.run()
     assert_close(out, batch.oracle(), FORWARD)
     if backend == "reference":
@@ -135,15 +166,18 @@ def test_sequences_that_share_blocks(backend: str, dtype: torch.dtype, window: i
 
 @pytest.mark.parametrize("window", [None, 50])
 def test_a_row_does_not_depend_on_chunks(
-    native: str, dtype: torch.dtype, window: int | None
+    invariant: str, dtype: torch.dtype, window: int | None
 ) -> None:
     batch = make([(230, 250), (1, 100), (9, 9)], dtype, window=window)
     out = batch.run()
-    for first, last in ((0, 1), (0, 100), (43, 45), (45, 108), (108, 230), (229, 230)):
+    chunks = [(0, 100), (45, 108), (108, 230)]
+    if invariant != "triton":  # which has another kernel for few queries
+        chunks += [(0, 1), (43, 45), (229, 230)]
+    for first, last in chunks:
         assert torch.equal(out[first:last], batch.rows(0, first, last).run())
 
 
-def test_later_keys_are_not_read(native: str, dtype: torch.dtype) -> None:
+def test_later_keys_are_not_read(invariant: str, dtype: torch.dtype) -> None:
     batch = make([(20, 70)], dtype)
     early = batch.rows(0, 0, 5)
     before = early.run()
@@ -153,7 +187,7 @@ def test_later_keys_are_not_read(native: str, dtype: torch.dtype) -> None:
     assert torch.equal(early.run(), before)
 
 
-def test_blocks_behind_the_window_may_be_gone(native: str, dtype: torch.dtype) -> None:
+def test_blocks_behind_the_window_may_be_gone(invariant: str, dtype: torch.dtype) -> None:
     batch = make([(3, 200), (1, 190)], dtype, window=40)
     expected = batch.run()
     batch.block_table[:, :8] = -1
@@ -168,6 +202,74 @@ def test_strided_inputs(backend: str, dtype: torch.dtype) -> None:
     batch.k_cache, batch.v_cache = layers[:, 0], layers[:, 1]
     batch.block_table = torch.nn.functional.pad(batch.block_table, (0, 9))[:, :-4]
     assert torch.equal(batch.run(), expected)
+
+
+IN_THE_PREFIX = [(1, 321), (1, 600), (1, 100), (1, 400)]  # or behind it, and its split's end
+
+
+@pytest.mark.parametrize("window", [None, 200])
+@pytest.mark.parametrize("others", [[], [(3, 500), (40, 360), (0, 9), (2, 1)]], ids=str)
+def test_a_promise_of_shared_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    dtype: torch.dtype,
+    others: list[tuple[int, int]],
+    window: int | None,
+) -> None:
+    if backend == "triton":
+        monkeypatch.setattr("kernels.triton.paged_attention._WORTH_SHARING", 0)
+    batch = make(IN_THE_PREFIX + others[:3], dtype, shared=320, window=window)
+    batch.shared_blocks = 20
+    assert_close(batch.run(), batch.oracle(), FORWARD)
+
+
+def test_tokens_as_many_as_sequences_are_no_decode_step_yet(
+    monkeypatch: pytest.MonkeyPatch, backend: str, dtype: torch.dtype
+) -> None:
+    if backend == "triton":
+        monkeypatch.setattr("kernels.triton.paged_attention._WORTH_SHARING", 0)
+    batch = make([(0, 70), (3, 90), (0, 0), (1, 300)], dtype, shared=64)
+    batch.shared_blocks = 4
+    assert_close(batch.run(), batch.oracle(), FORWARD)
+
+
+@pytest.mark.parametrize("cache", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("lengths", [DECODE, SHORT], ids=["decode", "short"])
+def test_quantised_caches(
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    dtype: torch.dtype,
+    lengths: list[tuple[int, int]],
+    cache: torch.dtype,
+) -> None:
+    batch = make(lengths, dtype, heads=4, shared=64, cache=cache)
+    assert_close(batch.run(), batch.oracle(), FORWARD)
+    if backend == "triton":
+        monkeypatch.setattr("kernels.triton.paged_attention.arch", lambda: 80)  # knows no e4m3
+        monkeypatch.setattr("kernels.triton.paged_attention._WORTH_SHARING", 0)
+        batch.shared_blocks = 4
+        assert_close(batch.run(), batch.oracle(), FORWARD)
+
+
+@pytest.mark.parametrize("cache", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_store_kv_quantises(backend: str, dtype: torch.dtype, cache: torch.dtype) -> None:
+    k, v = (
+        torch.randn(2, 50, 3, 40, dtype=dtype) * torch.logspace(-6, 3, 50).to(dtype)[:, None, None]
+    )
+    k[7], v[:, 1, 1:] = 0, 0
+    slots = torch.randperm(80)[:50].int()
+    found, expected = (
+        [*torch.zeros(2, 10, 8, 3, 40).to(cache), *torch.full((2, 10, 8, 3), torch.nan)]
+        for _ in range(2)
+    )
+    store_kv(k, v, *found[:2], slots, *found[2:])
+    store_kv_reference(k, v, *expected[:2], slots, *expected[2:])
+    for actual, exact in zip(found, expected, strict=True):
+        assert torch.equal(actual.float().nan_to_num(), exact.float().nan_to_num())
+    at = slots.long() // 8, slots.long() % 8
+    rounded = found[0][at].double() * found[2][at].double()[..., None]
+    step = k.double().abs().amax(-1, keepdim=True) / (127 if cache == torch.int8 else 14)
+    assert ((rounded - k.double()).abs() <= 0.51 * step).all()
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 63])
@@ -211,10 +313,21 @@ def test_bad_arguments() -> None:
         "seq_lens": batch.seq_lens.long(),
         "block_table": batch.block_table[:1],
         "window": 0,
+        "shared_blocks": 3,
     }
     for name, value in bad.items():
         with pytest.raises(ValueError, match=rf"^{name}:"):
             replace(batch, **{name: value}).run()
+    scale = torch.ones(batch.k_cache.shape[:3])
+    quantised = {name: getattr(batch, name).to(torch.int8) for name in ("k_cache", "v_cache")}
+    for name, scales in {
+        "k_cache": (scale, scale),
+        "k_scale": (scale[1:], scale),
+        "v_scale": (scale, None),
+    }.items():
+        caches = {} if name == "k_cache" else quantised
+        with pytest.raises(ValueError, match=rf"^{name}:"):
+            replace(batch, **caches, scales=scales).run()
     k, slots = torch.randn(3, 2, 64), torch.arange(3).int()
     caches = batch.k_cache, batch.v_cache
     with pytest.raises(ValueError, match=r"^k:"):

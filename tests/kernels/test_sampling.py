@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -14,22 +12,11 @@ from scipy import stats
 from torch import Tensor
 
 import kernels
-from kernels import Biases, IdLists, SampleParams, cpu, dispatch, sample, top_logprobs
+from kernels import Biases, IdLists, SampleParams, cpu, sample, top_logprobs
 from kernels.philox import philox4x32, uniform
+from tests.kernels.conftest import INTERPRETED
 
-BUILDS = [*cpu.candidates(), "reference"]
-
-
-@pytest.fixture(params=BUILDS)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Runs the test on every build that this CPU can run, and on the reference."""
-    if request.param == "reference":
-        with dispatch.only("reference"):
-            yield request.param
-        return
-    build = pytest.importorskip(f"kernels.cpu.{request.param}")
-    monkeypatch.setattr(importlib.import_module("kernels.cpu.ops"), "_C", build)
-    yield request.param
+ROWS, VOCABULARIES = (4, [1, 5003]) if INTERPRETED else (61, [1, 17, 1024, 5003])
 
 
 def params(rows: int, **knobs: Any) -> SampleParams:
@@ -46,7 +33,8 @@ def params(rows: int, **knobs: Any) -> SampleParams:
 
 def random_logits(rows: int, vocab: int, spread: float = 3.0) -> Tensor:
     generator = torch.Generator().manual_seed(rows * 100_003 + vocab)
-    return torch.randn(rows, vocab, generator=generator) * spread
+    logits = torch.randn(rows, vocab, generator=generator, device="cpu") * spread
+    return logits.to(torch.get_default_device())
 
 
 KNOBS: dict[str, dict[str, Any]] = {
@@ -73,7 +61,8 @@ def list_knobs(rows: int, vocab: int) -> dict[str, Any]:
 
     def some(most: int) -> list[list[int]]:
         return [
-            torch.randint(vocab, (row % most,), generator=generator).tolist() for row in range(rows)
+            torch.randint(vocab, (row % most,), generator=generator, device="cpu").tolist()
+            for row in range(rows)
         ]
 
     bias = [{token: (-1.0) ** token * 2 for token in row} for row in some(5)]
@@ -115,12 +104,12 @@ def test_uniform_uses_all_of_seed_and_position_and_is_uniform() -> None:
     many = uniform(torch.full((20_000,), 3), torch.arange(20_000))
     assert many.min() >= 0
     assert many.max() < 1
-    assert stats.kstest(many.numpy(), "uniform").pvalue > 1e-3
+    assert stats.kstest(many.cpu().numpy(), "uniform").pvalue > 1e-3
 
 
 def test_drawn_number_is_the_reference_number(backend: str) -> None:
     """With equal logits token id = floor(u V), which shows u to 14 bits."""
-    rows, vocab = 100, 1 << 14
+    rows, vocab = 10 if INTERPRETED else 100, 1 << 14
     seed = torch.arange(rows) * 0x9E3779B97F4A7C15 % (1 << 62) - (1 << 61)
     position = torch.arange(rows) * (1 << 33) + torch.arange(rows)
     tokens, _ = sample(
@@ -135,19 +124,21 @@ def test_drawn_number_is_the_reference_number(backend: str) -> None:
 
 @cache
 def reference_case(
-    name: str, vocab: int, lists: bool
+    name: str, vocab: int, lists: bool, device: torch.device
 ) -> tuple[Tensor, SampleParams, Tensor, Tensor]:
     """Logits, settings, and what the reference draws from them in float64."""
-    logits = random_logits(61, vocab)
-    knobs = params(61, **KNOBS[name], **(list_knobs(61, vocab) if lists else {}))
+    logits = random_logits(ROWS, vocab)
+    knobs = params(ROWS, **KNOBS[name], **(list_knobs(ROWS, vocab) if lists else {}))
     return logits, knobs, *kernels.sample_reference(logits.double(), knobs)
 
 
-@pytest.mark.parametrize("vocab", [1, 17, 1024, 5003])
+@pytest.mark.parametrize("vocab", VOCABULARIES)
 @pytest.mark.parametrize("name", KNOBS)
 @pytest.mark.parametrize("lists", [False, True], ids=["plain", "lists"])
 def test_equals_reference(backend: str, name: str, vocab: int, lists: bool) -> None:
-    logits, knobs, want_tokens, want_logprobs = reference_case(name, vocab, lists)
+    logits, knobs, want_tokens, want_logprobs = reference_case(
+        name, vocab, lists, torch.get_default_device()
+    )
     before = logits.clone()
     tokens, logprobs = sample(logits, knobs)
     assert torch.equal(tokens, want_tokens)
@@ -155,8 +146,41 @@ def test_equals_reference(backend: str, name: str, vocab: int, lists: bool) -> N
     assert torch.equal(logits, before)
 
 
+@pytest.mark.parametrize("spread", [3.0, 0.3], ids=["peaked", "flat"])
+def test_large_vocabulary(backend: str, spread: float) -> None:
+    """Many blocks; flat, the filters keep most of them."""
+    vocab = 33_001 if INTERPRETED else 150_001
+    logits = random_logits(6, vocab, spread)
+    knobs = params(
+        6,
+        temperature=torch.tensor([1.0, 0.0, 1.0, 0.7, 1.5, 1.0]),
+        top_k=torch.tensor([0, 0, 50, 3000, 0, 0], dtype=torch.int32),
+        top_p=torch.tensor([1.0, 1.0, 1.0, 0.9, 0.95, 1.0]),
+        min_p=torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.02]),
+        allowed=IdLists.of([[], [], [], [], [], range(1000, vocab - 1000, 7)]),
+    )
+    want_tokens, want_logprobs = kernels.sample_reference(logits.double(), knobs)
+    tokens, logprobs = sample(logits, knobs)
+    assert torch.equal(tokens, want_tokens)
+    torch.testing.assert_close(logprobs, want_logprobs, rtol=1e-5, atol=2e-6)
+    want_values, want_ids = kernels.top_logprobs_reference(logits[:2].double(), 50)
+    values, ids = top_logprobs(logits[:2], 50)
+    assert torch.equal(ids, want_ids)
+    torch.testing.assert_close(values, want_values, rtol=1e-5, atol=2e-6)
+
+
+def test_top_logprobs_of_rows_with_few_finite_logits(backend: str) -> None:
+    logits = torch.full((2, 300), -torch.inf)
+    logits[0, 299], logits[1, ::2] = 1.0, -0.0
+    logits[1, 1::2] = 0.0
+    values, ids = top_logprobs(logits, 4)
+    assert ids.tolist() == [[299, 0, 1, 2], [0, 1, 2, 3]]
+    want, _ = kernels.top_logprobs_reference(logits.double(), 4)
+    torch.testing.assert_close(values, want, rtol=1e-5, atol=2e-6)
+
+
 def test_ties_are_kept_by_the_filters_and_broken_by_id_when_greedy(backend: str) -> None:
-    rows = 400
+    rows = 9 if INTERPRETED else 400
     logits = torch.tensor([0.0, 2.0, 2.0, 1.0, 2.0]).expand(rows, -1)
     for knobs in ({"top_k": 1}, {"top_k": 2}, {"top_p": 0.1}, {"top_p": 0.5}, {"min_p": 1.0}):
         tokens, _ = sample(logits, params(rows, **knobs))
@@ -166,8 +190,8 @@ def test_ties_are_kept_by_the_filters_and_broken_by_id_when_greedy(backend: str)
     assert sample(logits, params(rows, temperature=0.0, allowed=allowed))[0].eq(2).all()
 
 
-def test_rows_do_not_depend_on_the_batch(backend: str) -> None:
-    rows, vocab = 29, 1601
+def test_rows_do_not_depend_on_the_batch(invariant: str) -> None:
+    rows, vocab = 14 if INTERPRETED else 29, 1601
     logits, names = random_logits(rows, vocab), list(KNOBS)
     settings = [params(rows, **KNOBS[name]) for name in names]
     mixed = params(
@@ -189,8 +213,8 @@ def test_rows_do_not_depend_on_the_batch(backend: str) -> None:
 
 
 def test_strided_logits(backend: str) -> None:
-    wide = random_logits(9, 700)
-    knobs = params(9, top_p=0.9)
+    wide = random_logits(5, 700)
+    knobs = params(5, top_p=0.9)
     part = wide[:, 30:630]
     assert torch.equal(sample(part, knobs)[0], sample(part.contiguous(), knobs)[0])
     assert torch.equal(top_logprobs(part, 3)[1], top_logprobs(part.contiguous(), 3)[1])
@@ -221,7 +245,7 @@ def test_undrawable_rows(backend: str, knobs: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("knobs", [{"top_k": 1}, {"top_p": 0.6}, {"min_p": 0.9}], ids=str)
 def test_filters_act_among_the_allowed_ids(backend: str, knobs: dict[str, float]) -> None:
-    rows = 50
+    rows = 10
     logits = torch.tensor([5.0, 0.0, 1.0, 9.0]).expand(rows, -1)
     allowed = IdLists.of([[2, 1]] * rows)
     tokens, _ = sample(logits, params(rows, allowed=allowed, **knobs))
@@ -229,10 +253,10 @@ def test_filters_act_among_the_allowed_ids(backend: str, knobs: dict[str, float]
 
 
 def test_unlikely_allowed_ids_still_share_their_probability(backend: str) -> None:
-    rows = 2000
+    rows = 30 if INTERPRETED else 2000
     logits = torch.tensor([200.0, 1.0, 0.0, -50.0]).expand(rows, -1)
     tokens, _ = sample(logits, params(rows, allowed=IdLists.of([[2, 1]] * rows)))
-    assert tokens.eq(1).double().mean() == pytest.approx(0.731, abs=0.03)
+    assert tokens.eq(1).double().mean() == pytest.approx(0.731, abs=1.5 / rows**0.5)
     assert set(tokens.tolist()) == {1, 2}
 
 
@@ -260,14 +284,15 @@ def test_ids_outside_the_vocabulary(token: int) -> None:
 
 @pytest.mark.parametrize(("vocab", "k"), [(5, 5), (1000, 1), (5003, 20), (3000, 2999)])
 def test_top_logprobs(backend: str, vocab: int, k: int) -> None:
-    logits = random_logits(13, vocab).round(decimals=1)  # many ties
+    rows = 5 if INTERPRETED else 13
+    logits = random_logits(rows, vocab).round(decimals=1)  # many ties
     values, ids = top_logprobs(logits, k)
     want_values, want_ids = kernels.top_logprobs_reference(logits.double(), k)
     assert torch.equal(ids, want_ids)
     torch.testing.assert_close(values, want_values, rtol=1e-5, atol=2e-6)
-    tokens, logprobs = sample(logits, params(13, temperature=0.0))
+    tokens, logprobs = sample(logits, params(rows, temperature=0.0))
     assert torch.equal(tokens, ids[:, 0])
-    assert torch.equal(logprobs, values[:, 0])
+    torch.testing.assert_close(logprobs, values[:, 0], rtol=1e-6, atol=1e-6)
 
 
 # ---- distributions: Hugging Face's processors say what each knob means
@@ -313,6 +338,8 @@ def hf_distribution(logits: Tensor, knobs: dict[str, Any]) -> Tensor:
 
 @pytest.mark.parametrize("name", CHI_SQUARE)
 def test_distribution(backend: str, name: str) -> None:
+    if INTERPRETED:
+        pytest.skip("needs too many draws; test_equals_reference says the same")
     rows, vocab = 20_000, 40
     logits, knobs = random_logits(1, vocab, spread=1.5)[0], CHI_SQUARE[name]
     expected = hf_distribution(logits, knobs) * rows
@@ -332,4 +359,4 @@ def test_distribution(backend: str, name: str) -> None:
     if wanted[-1] == 0:
         observed, wanted = observed[:-1], wanted[:-1]
     if len(wanted) > 1:
-        assert stats.chisquare(observed.numpy(), wanted.numpy()).pvalue > 1e-4
+        assert stats.chisquare(observed.cpu().numpy(), wanted.cpu().numpy()).pvalue > 1e-4
