@@ -46,17 +46,17 @@ _GOLD = 200  # instances that the ceiling is trained on
 def main() -> None:
     """Runs the tasks one after the other; the table goes to stdout at the end."""
     options = _parse()
-    results: dict[str, Any] = {}
-    if options.results.exists():
-        results = json.loads(options.results.read_text(encoding="utf-8"))
     for path in sorted(options.folder.glob("*.json")):
         if options.only and not any(name in path.stem for name in options.only.split(",")):
             continue
         key = f"{Path(options.model).stem} {path.stem}"
         try:
-            results[key] = _run(path, options)
+            result = _run(path, options)
         except (UserError, EngineError) as error:
             raise SystemExit(f"error: {error}") from None
+        results = {key: result}  # another process may have added its own meanwhile
+        if options.results.exists():
+            results = json.loads(options.results.read_text(encoding="utf-8")) | results
         write_json(options.results, dict(sorted(results.items())))
         write_results(options.results, options.page)
     print(options.page.read_text(encoding="utf-8"))

@@ -77,13 +77,15 @@ def attention(
     Raises:
         ValueError: shapes, dtypes or segments do not fit.
     """
-    _check(q, k, v, segments, window)
+    _check(q, k, v, segments, scale, window)
     if has_backend("attention", q):
         return _Attention.apply(q, k, v, segments, scale, window)
     return implementation("attention", q)(q, k, v, segments, scale, window)[0]
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, segments: Segments, window: int | None) -> None:
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None
+) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 3 or x.shape[0] != q.shape[0] or x.shape[2] != q.shape[2]:
             raise ValueError(f"{name}: expected [T, heads, D], got {list(x.shape)}")
@@ -95,6 +97,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, segments: Segments, window: int | No
         raise ValueError(f"v: shape {list(v.shape)} differs from k's {list(k.shape)}")
     if window is not None and window < 1:
         raise ValueError(f"window: must be at least 1, got {window}")
+    if not scale > 0:
+        raise ValueError(f"scale: must be positive, got {scale}")
     cu_seqlens = segments.cu_seqlens
     if cu_seqlens.device != q.device:
         raise ValueError(f"segments: on {cu_seqlens.device}, q on {q.device}")

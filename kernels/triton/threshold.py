@@ -73,7 +73,7 @@ def threshold(
         reached = tl.sum((tl.sum(b_above, axis=1) >= need).to(tl.int32), axis=0)
         key += tl.minimum(reached, 15).to(tl.uint32) * step
     lowest = tl.cast(0x007FFFFF, tl.uint32)  # of -inf; lower ones are NaN
-    return tl.minimum(as_float(tl.maximum(key, lowest)), peak)
+    return as_float(tl.minimum(tl.maximum(key, lowest), ordered(peak)))
 
 
 @triton.jit

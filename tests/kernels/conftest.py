@@ -108,4 +108,4 @@ def _seed() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Interpreted, only tests that run on Triton say anything new."""
     if INTERPRETED:
-        items[:] = [item for item in items if re.search(r"[[-]triton[]-]", item.name)]
+        items[:] = [item for item in items if re.search(r"[\[-]triton[\]-]", item.name)]

@@ -140,6 +140,7 @@ def test_reference_derivatives() -> None:
         ("k", {"k": torch.zeros(5, 2, 8, dtype=torch.bfloat16)}),
         ("v", {"v": torch.zeros(5, 1, 8)}),
         ("window", {"window": 0}),
+        ("scale", {"scale": 0.0}),
         ("segments", {"segments": pack([6])}),
     ],
 )

@@ -166,14 +166,11 @@ def test_sequences_that_share_blocks(backend: str, dtype: torch.dtype, window: i
 
 @pytest.mark.parametrize("window", [None, 50])
 def test_a_row_does_not_depend_on_chunks(
-    invariant: str, dtype: torch.dtype, window: int | None
+    native: str, dtype: torch.dtype, window: int | None
 ) -> None:
     batch = make([(230, 250), (1, 100), (9, 9)], dtype, window=window)
     out = batch.run()
-    chunks = [(0, 100), (45, 108), (108, 230)]
-    if invariant != "triton":  # which has another kernel for few queries
-        chunks += [(0, 1), (43, 45), (229, 230)]
-    for first, last in chunks:
+    for first, last in ((0, 1), (0, 100), (43, 45), (45, 108), (108, 230), (229, 230)):
         assert torch.equal(out[first:last], batch.rows(0, first, last).run())
 
 
