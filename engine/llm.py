@@ -173,7 +173,6 @@ class LLM:
         if trained is None:
             raise AdapterError("train: name the adapter to train; llm.adapters.new makes one")
         self._runner.release()
-        give_back()
         try:
             return train(
                 self.model,

@@ -22,15 +22,19 @@ def free_memory(device: torch.device) -> int:
     return min((limit for limit in limits if limit is not None), default=_UNKNOWN_MEMORY)
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that an allocation failed."""
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed, or came of one that does."""
     # torch's CPU allocator raises a bare RuntimeError that begins with its own name.
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or "DefaultCPUAllocator" in str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    earlier = error.__context__  # a CUDA graph's capture ends with an error of its own
+    return "DefaultCPUAllocator" in str(error) or (earlier is not None and out_of_memory(earlier))
 
 
 def give_back() -> None:
-    """Gives memory that was freed back to the system; glibc's allocator keeps it otherwise."""
+    """Gives memory that was freed back to the system; allocators keep it otherwise."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(0)

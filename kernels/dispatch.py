@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -48,7 +48,25 @@ def implementation(op: str, x: Tensor) -> Callable[..., Any]:
     Backends hold functions of the op's own name; where none has it, the answer is
     `kernels.<op>_reference`, the specification in plain torch.
     """
-    return _lookup(op, x.device.type, x.dtype, _forced)
+    found = _lookup(op, x.device.type, x.dtype, _forced)
+    return _on(x.device, found) if x.device.type == "cuda" and _many_gpus() else found
+
+
+@cache
+def _on(device: torch.device, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with `device` as the current GPU, which is the one that Triton launches on."""
+
+    @wraps(function)
+    def there(*args: Any, **options: Any) -> Any:
+        with torch.cuda.device(device):
+            return function(*args, **options)
+
+    return there
+
+
+@cache
+def _many_gpus() -> bool:
+    return torch.cuda.device_count() > 1
 
 
 def has_backend(op: str, x: Tensor) -> bool:

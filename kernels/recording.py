@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import cache, partial
+from functools import partial
 from types import ModuleType, SimpleNamespace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -60,26 +61,28 @@ def record(compute: Callable[[], T], x: Tensor) -> Recording[T]:
     Raises:
         RuntimeError: something else occurred, which a replay would silently leave out.
     """
-    return _Graph(compute) if x.device.type == "cuda" else _Calls(compute)
+    return _Graph(compute, x.device) if x.device.type == "cuda" else _Calls(compute)
 
 
 class _Graph(Generic[T]):
-    """A CUDA graph. All share one pool of memory, as no two are ever replayed at once."""
+    """A CUDA graph. All that live share one pool of memory, as no two are ever replayed at once."""
 
-    def __init__(self, compute: Callable[[], T]) -> None:
-        compute()  # compiles kernels and makes workspaces, which a capture must not do
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=_pool()):
-            self.result = compute()
+    _living: ClassVar[WeakSet[_Graph[Any]]] = WeakSet()
+
+    def __init__(self, compute: Callable[[], T], device: torch.device) -> None:
+        self._device, self._graph = device, torch.cuda.CUDAGraph()
+        with torch.cuda.device(device):
+            compute()  # compiles kernels and makes workspaces, which a capture must not do
+            pool = next((graph._graph.pool() for graph in self._living), None)
+            # Other threads may allocate meanwhile.
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                self.result = compute()
+        self._living.add(self)  # torch refuses the pool of graphs that are all gone
         self.replay()  # the capture computed nothing
 
     def replay(self) -> None:
-        self._graph.replay()
-
-
-@cache
-def _pool() -> Any:
-    return torch.cuda.graph_pool_handle()
+        with torch.cuda.device(self._device):
+            self._graph.replay()
 
 
 class _Calls(Generic[T]):

@@ -5,15 +5,18 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import OrderedDict
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from engine.adapters.lora import Adapter, InferenceLora
+from engine.memory import give_back, out_of_memory
 from engine.model import Llama
+from engine.serving.inputs import Inputs
 from engine.serving.kv_cache import KVCache, blocks_for
 from engine.serving.paged import PagedAttention
 from engine.serving.scheduler import S, Step
 from kernels.recording import can_record, record
+from kernels.upload import pack, unpack
 
 SIZES = {"cpu": [1, 2, 3, 4], "cuda": [1, 2, 4, 8, 16, 32, 48, 64, *range(96, 513, 32)]}
 """Sequences for which steps are recorded; fewer are filled up to the next number. From 5 on
@@ -26,9 +29,8 @@ _MOST_GRAPHS = {"cpu": 8, "cuda": 64}
 class DecodeGraph:
     """One new token for each of R sequences, as recorded kernel calls.
 
-    Its tensors have the names and meanings of `Step`'s; `replay` overwrites them with a step's. A
-    step of fewer sequences is filled up with copies of its last row, which compute and store the
-    same once more.
+    Its inputs stay where they are, and `replay` overwrites them with a step's. A step of fewer
+    sequences is filled up with copies of its last row, which compute and store the same once more.
 
     Args:
         model: whose blocks are recorded.
@@ -48,47 +50,44 @@ class DecodeGraph:
         width: int,
         shared_blocks: int,
     ) -> None:
-        self.model, self.shared_blocks = model, shared_blocks
-        self.embedded = model.embed(step.tokens[:1]).repeat(rows, 1)
-        self.positions, self.slots, self.seq_lens = (
-            x[:1].repeat(rows) for x in (step.positions, step.slots, step.seq_lens)
-        )
-        self.cu_seqlens = torch.arange(rows + 1, dtype=torch.int32, device=model.device)
-        self.block_table = step.block_table.new_zeros(rows, width)
-        self._load(step)
-        self._lora = InferenceLora(_filled(step.adapters, rows))  # kept: replays read its tables
+        self.model, self.rows, self.width = model, rows, width
+        first = self._filled(step)
+        self._buffer = pack(first, model.device).to(model.device)
+        self._inputs = Inputs(*unpack(self._buffer, first), shared_blocks=shared_blocks)
+        self._embedded = model.embed(self._inputs.tokens)
+        self._lora = InferenceLora(_filled_ranges(step.adapters, rows))  # replays read its tables
         self._lora.prepare(model.dtype)
-        attend = PagedAttention(model.config, cache, self)
+        attend = PagedAttention(model.config, cache, self._inputs)
         self._recording = record(
-            lambda: model.blocks(self.embedded, self.positions, attend, self._lora), self.embedded
+            lambda: model.blocks(self._embedded, self._inputs.positions, attend, self._lora),
+            self._embedded,
         )
 
     def replay(self, step: Step[S]) -> Tensor:
         """`hidden [S, W]` of a step; overwritten by the next one."""
-        self._load(step)
+        self._buffer.copy_(pack(self._filled(step), self.model.device), non_blocking=True)
+        self._embedded.copy_(self.model.embed(self._inputs.tokens))
         self._recording.replay()
         return self.hidden(step)
 
     def hidden(self, step: Step[S]) -> Tensor:
         """`[S, W]` of the step that was computed last."""
-        return self._recording.result[: len(step.tokens)]
+        return self._recording.result[: len(step.sequences)]
 
-    def _load(self, step: Step[S]) -> None:
-        _fill(self.embedded, self.model.embed(step.tokens))
-        _fill(self.positions, step.positions)
-        _fill(self.slots, step.slots)
-        _fill(self.seq_lens, step.seq_lens)
-        _fill(self.block_table[:, : step.block_table.shape[1]], step.block_table)
-
-
-def _fill(target: Tensor, source: Tensor) -> None:
-    """Copies the rows of `source`, the last one again and again up to the target's end."""
-    target[: len(source)].copy_(source)
-    if len(source) < len(target):
-        target[len(source) :].copy_(source[-1:].expand_as(target[len(source) :]))
+    def _filled(self, step: Step[S]) -> list[np.ndarray]:
+        """The arrays of the step's inputs with R rows, and `width` columns of the block table."""
+        inputs = step.inputs
+        more = self.rows - len(step.sequences)
+        table = np.pad(inputs.block_table, ((0, 0), (0, self.width - inputs.block_table.shape[1])))
+        rows = [inputs.tokens, inputs.positions, inputs.slots, inputs.seq_lens, table]
+        tokens, positions, slots, seq_lens, table = (
+            np.concatenate([each, np.repeat(each[-1:], more, axis=0)]) for each in rows
+        )
+        bounds = np.arange(self.rows + 1, dtype=np.int32)
+        return [tokens, positions, slots, bounds, seq_lens, table]
 
 
-def _filled(
+def _filled_ranges(
     adapters: list[tuple[int, int, Adapter | None]], rows: int
 ) -> list[tuple[int, int, Adapter | None]]:
     """The ranges, the last one up to `rows`."""
@@ -101,13 +100,16 @@ class DecodeGraphs:
 
     def __init__(self, model: Llama, cache: KVCache) -> None:
         self.model, self.cache = model, cache
-        self.sizes = SIZES.get(model.device.type, [])
         self._graphs: OrderedDict[tuple[object, ...], DecodeGraph] = OrderedDict()
+        self._seen: set[tuple[object, ...]] = set()
         self._generation = cache.generation  # recordings hold addresses in its tensors
+        self.clear()
 
     def clear(self) -> None:
         """Forgets all recordings and frees their memory."""
         self._graphs.clear()
+        self._seen.clear()
+        self.sizes = SIZES.get(self.model.device.type, [])
 
     def hidden(self, step: Step[S]) -> Tensor | None:
         """`[S, W]` of a step that a recording can compute, else None."""
@@ -124,15 +126,45 @@ class DecodeGraphs:
         if graph is not None:
             self._graphs.move_to_end(key)
             return graph.replay(step)
-        graph = self._graphs[key] = DecodeGraph(self.model, self.cache, step, *shape)
+        return self._record(key, step, shape) if self._worth_recording(key) else None
+
+    def _record(
+        self, key: tuple[object, ...], step: Step[S], shape: tuple[int, int, int]
+    ) -> Tensor | None:
+        """Computes the step and keeps its recording; None where there is no memory for that."""
+        graph = self._unless_out_of_memory(step, shape)
+        if graph is None:
+            self.clear()
+            self.sizes = []  # until memory is given back
+            give_back()
+            return None
+        self._graphs[key] = graph
         if len(self._graphs) > _MOST_GRAPHS[self.model.device.type]:
             self._graphs.popitem(last=False)
         return graph.hidden(step)
 
+    def _unless_out_of_memory(
+        self, step: Step[S], shape: tuple[int, int, int]
+    ) -> DecodeGraph | None:
+        try:
+            return DecodeGraph(self.model, self.cache, step, *shape)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            return None
+
+    def _worth_recording(self, key: tuple[object, ...]) -> bool:
+        """On a GPU a recording costs some steps' time, and a batch that drains passes many sizes:
+        it is made when a step of the kind comes again."""
+        if self.model.device.type == "cpu" or key in self._seen:
+            return True
+        self._seen.add(key)
+        return False
+
     def _rows(self, step: Step[S]) -> int | None:
         """The number of sequences to record for, or None where the step is not to be recorded."""
         sequences = len(step.sequences)
-        if len(step.tokens) != sequences or not self.sizes or sequences > self.sizes[-1]:
+        if len(step.inputs.tokens) != sequences or not self.sizes or sequences > self.sizes[-1]:
             return None
         if sequences > _MIXED and len(step.adapters) > 1:
             return None
@@ -146,14 +178,14 @@ class DecodeGraphs:
         longest = blocks_for(self.model.config.max_positions)
         if self.model.device.type == "cpu":
             return longest
-        return min(longest, 1 << (step.block_table.shape[1] - 1).bit_length())
+        return min(longest, 1 << (step.inputs.block_table.shape[1] - 1).bit_length())
 
     def _shared_blocks(self, step: Step[S]) -> int:
         """What a recording may take for shared: rounded down, so that few are made. On the CPU the
         kernel finds out by itself."""
         if self.model.device.type == "cpu" or len(step.sequences) < _SHARING:
             return 0
-        return step.shared_blocks // _SHARING * _SHARING
+        return step.inputs.shared_blocks // _SHARING * _SHARING
 
 
 def _owners(step: Step[S]) -> list[int | None]:

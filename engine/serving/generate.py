@@ -18,6 +18,7 @@ from engine.serving.sample import Completion, Request, Sample
 from engine.serving.sampling_params import SamplingParams
 from engine.serving.scheduler import Scheduler, Step
 from kernels.sampling import Biases, IdLists, SampleParams, sample, top_logprobs
+from kernels.upload import upload
 
 
 def generate(
@@ -135,15 +136,17 @@ class _Generation:
         if not samples:
             self.meter.update(self.done, self.generated)
             return
-        drawn: list[tuple[int, float]] = []
+        drawn: list[Tensor] = []
         for part, logits, which in self.runner.logits(hidden, rows):
-            each = logits if len(logits) == len(which) else logits[which]
-            tokens, logprobs = sample(each, _sample_params(samples[part], each.device))
-            drawn += zip(tokens.tolist(), logprobs.tolist(), strict=True)
-            _note_top_logprobs(samples[part], each)
+            if which is not None:
+                logits = logits[upload([which], logits.device)[0]]
+            found = sample(logits, _sample_params(samples[part], logits.device))
+            drawn.append(torch.stack([x.double() for x in found]))
+            _note_top_logprobs(samples[part], logits)
+        tokens, logprobs = torch.cat(drawn, 1).tolist()  # the step's only wait for the device
         # Backwards, because the first sample of a prompt holds the blocks that the others fork.
-        for one, (token, logprob) in zip(reversed(samples), reversed(drawn), strict=True):
-            self._advance(one, token, logprob)
+        for one, token, logprob in reversed(list(zip(samples, tokens, logprobs, strict=True))):
+            self._advance(one, int(token), logprob)
         self.generated += len(samples)
         self.runner.stats.generated += len(samples)
         self.meter.update(self.done, self.generated)
@@ -184,9 +187,9 @@ def _sample_params(samples: list[Sample], device: torch.device) -> SampleParams:
     knobs = [one.request.params for one in samples]
 
     def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+        return torch.tensor(values, dtype=dtype)
 
-    return SampleParams(
+    params = SampleParams(
         temperature=column([k.temperature for k in knobs], torch.float32),
         top_k=column([k.top_k for k in knobs], torch.int32),
         top_p=column([k.top_p for k in knobs], torch.float32),
@@ -194,10 +197,11 @@ def _sample_params(samples: list[Sample], device: torch.device) -> SampleParams:
         repetition_penalty=column([k.repetition_penalty for k in knobs], torch.float32),
         seed=column([one.seed for one in samples], torch.int64),
         position=column([len(one.ids) for one in samples], torch.int64),
-        bias=Biases.of([k.logit_bias for k in knobs], device),
-        seen=IdLists.of([one.seen for one in samples], device),
-        allowed=IdLists.of([one.allowed for one in samples], device),
+        bias=Biases.of([k.logit_bias for k in knobs]),
+        seen=IdLists.of([one.seen for one in samples]),
+        allowed=IdLists.of([one.allowed for one in samples]),
     )
+    return params.to(device)
 
 
 def _note_top_logprobs(samples: list[Sample], logits: Tensor) -> None:

@@ -12,17 +12,20 @@ from torch import Tensor
 
 import kernels
 from engine.adapters.lora import InferenceLora
-from engine.memory import out_of_memory
+from engine.memory import give_back, out_of_memory
 from engine.model import Llama
 from engine.serving.decode_graph import DecodeGraphs
+from engine.serving.inputs import send
 from engine.serving.kv_cache import KVCache
 from engine.serving.paged import PagedAttention
 from engine.serving.prefix_tree import BLOCK_SIZE
 from engine.serving.scheduler import S, Scheduler, Stats, Step
 from engine.text.tokenizer import Tokenizer
+from kernels.upload import upload
 
-LOGITS_BYTES = 32 << 20
-"""Logits are made for as many rows at a time as fit in this."""
+LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+"""Logits are made for as many rows at a time as fit in this: on a CPU, what stays near its caches;
+on a GPU, what makes reading the head's weights, a gigabyte for 128k tokens, worth it."""
 
 
 @dataclass(slots=True)
@@ -73,15 +76,17 @@ class Runner:
         with self._lock:
             self.graphs.clear()
             self.cache.release()
+            give_back()
 
     def _compute(self, step: Step[S], scheduler: Scheduler[S]) -> Tensor | None:
         """The hidden states `[T, W]` of a step, or None if it must be planned anew, smaller."""
         try:
             hidden = self.graphs.hidden(step)
             if hidden is None:
-                attend = PagedAttention(self.model.config, self.cache, step)
+                inputs = send(step.inputs, self.model.device)
+                attend = PagedAttention(self.model.config, self.cache, inputs)
                 lora = InferenceLora(step.adapters)
-                hidden = self.model.hidden(step.tokens, step.positions, attend, lora)
+                hidden = self.model.hidden(inputs.tokens, inputs.positions, attend, lora)
             return hidden
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error) or not scheduler.shrink(step):
@@ -89,7 +94,9 @@ class Runner:
             self.step_tokens = scheduler.step_tokens
             return None
 
-    def logits(self, hidden: Tensor, rows: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def logits(
+        self, hidden: Tensor, rows: np.ndarray
+    ) -> Iterator[tuple[slice, Tensor, np.ndarray | None]]:
         """Logits of rows of the batch, a bounded number at a time.
 
         Args:
@@ -98,12 +105,16 @@ class Runner:
 
         Yields:
             A slice of 0..R; logits `[U, V]` fp32 of its distinct rows; `[slice]` int64, which of
-            them each of the slice's rows is.
+            them each of the slice's rows is, or None where that is one each, in order.
         """
-        size = max(1, LOGITS_BYTES // (4 * len(self.model.head)))
+        size = max(1, LOGITS_BYTES[hidden.device.type] // (4 * len(self.model.head)))
         for start in range(0, len(rows), size):
             part = slice(start, min(start + size, len(rows)))
             distinct, which = np.unique(rows[part], return_inverse=True)
-            chosen = hidden[torch.from_numpy(distinct).to(hidden.device)]
+            first, last = int(distinct[0]), int(distinct[-1]) + 1
+            if last - first == len(distinct):
+                chosen = hidden[first:last]
+            else:
+                chosen = hidden[upload([distinct], hidden.device)[0]]
             logits = kernels.linear(chosen, self.model.head, out_dtype=torch.float32)
-            yield part, logits, torch.from_numpy(which).to(hidden.device)
+            yield part, logits, which if len(which) > len(distinct) else None

@@ -9,10 +9,9 @@ from itertools import groupby
 from typing import Generic, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from engine.adapters.lora import Adapter
+from engine.serving.inputs import Inputs
 from engine.serving.kv_cache import Holding, KVCache, blocks_for
 from engine.serving.prefix_tree import BLOCK_SIZE
 from engine.serving.sequence import Sequence, Slots
@@ -41,9 +40,7 @@ class Step(Generic[S]):
     bounds: `[S+1]` int32; they are rows `bounds[s]..bounds[s + 1]` of the batch.
     done: `[S]` bool; with this step all known tokens of the sequence are computed.
     adapters: `(row_start, row_stop, adapter)`.
-    tokens `[T]` int64; positions, slots `[T]` int32; cu_seqlens `[S+1]`, seq_lens `[S]`,
-    block_table `[S, M]` int32: what the model and `kernels.paged_attention` take.
-    shared_blocks: so many leading entries of all rows of block_table are the same (0 for one row).
+    inputs: what the model takes, on the host.
     """
 
     sequences: list[S]
@@ -53,13 +50,7 @@ class Step(Generic[S]):
     bounds: np.ndarray
     done: np.ndarray
     adapters: list[tuple[int, int, Adapter | None]]
-    tokens: Tensor
-    positions: Tensor
-    slots: Tensor
-    cu_seqlens: Tensor
-    seq_lens: Tensor
-    block_table: Tensor
-    shared_blocks: int
+    inputs: Inputs[np.ndarray]
 
 
 class Scheduler(Generic[S]):
@@ -152,7 +143,7 @@ class Scheduler(Generic[S]):
         Returns:
             False if the step was of one token.
         """
-        self.step_tokens = len(step.tokens) // 2
+        self.step_tokens = len(step.inputs.tokens) // 2
         self.cache.abort()
         for sequence in reversed(list(self._running)):
             self._preempt(sequence)
@@ -238,7 +229,7 @@ class Scheduler(Generic[S]):
             self._publish_one(sequence)
 
     def _step(self) -> Step[S]:
-        """The tensors of a step that computes `count` tokens of each running sequence."""
+        """A step that computes `count` tokens of each running sequence."""
         order, rows = self._ordered()
         slots = self.slots
         starts, counts = slots.computed[rows], slots.count[rows]
@@ -261,17 +252,16 @@ class Scheduler(Generic[S]):
             bounds=bounds,
             done=ends == slots.total[rows],
             adapters=_adapter_ranges(order, bounds),
-            tokens=self._tensor(tokens),
-            positions=self._tensor(positions),
-            slots=self._tensor(blocks * BLOCK_SIZE + positions % BLOCK_SIZE),
-            cu_seqlens=self._tensor(bounds),
-            seq_lens=self._tensor(ends),
-            block_table=self._tensor(table),
-            shared_blocks=_shared_blocks(table, int(slots.blocks[rows].min())),
+            inputs=Inputs(
+                tokens=tokens,
+                positions=positions,
+                slots=blocks * BLOCK_SIZE + positions % BLOCK_SIZE,
+                cu_seqlens=bounds,
+                seq_lens=ends,
+                block_table=table,
+                shared_blocks=_shared_blocks(table, int(slots.blocks[rows].min())),
+            ),
         )
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.cache.device)
 
 
 def _shared_blocks(table: np.ndarray, shortest: int) -> int:

@@ -19,6 +19,7 @@ from engine.serving.prompts import Text, check_ids, encode_prompts, one_per_prom
 from engine.serving.runner import Runner
 from engine.serving.scheduler import Scheduler, Step
 from engine.serving.sequence import Sequence
+from kernels.upload import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +176,13 @@ class _Scoring:
             self._go_on(step.sequences[index])
 
     def _note(self, hidden: Tensor, rows: list[int], wanted: list[tuple[_Target, int]]) -> None:
-        tokens = torch.tensor([token for _, token in wanted], device=hidden.device)
-        logprobs: list[float] = []
+        tokens = np.array([token for _, token in wanted], np.int64)
+        found: list[Tensor] = []
         for part, logits, which in self.runner.logits(hidden, np.array(rows, np.int64)):
-            logprobs += logits.log_softmax(-1)[which, tokens[part]].tolist()
+            at = np.arange(len(logits)) if which is None else which
+            row, token = upload([at, tokens[part]], logits.device)
+            found.append(logits.log_softmax(-1)[row, token])
+        logprobs = torch.cat(found).tolist() if found else []  # the step's only wait
         for (target, _), logprob in zip(wanted, logprobs, strict=True):
             target.logprobs.append(logprob)
             self.done += len(target.logprobs) == len(target.ids)

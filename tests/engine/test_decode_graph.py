@@ -101,3 +101,25 @@ def test_recordings_follow_the_cache_and_stay_few() -> None:
     for seed in range(12):
         generate(run, PROMPTS[:1], replace(greedy(4), seed=seed), trained(seed))
     assert len(run.graphs._graphs) <= 8
+
+
+def test_without_memory_for_recordings_steps_are_computed_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = results(generate(runner(), PROMPTS, greedy(20)))
+    tried = []
+
+    def refuse(*_: object) -> None:
+        tried.append(1)
+        try:
+            raise MemoryError
+        except MemoryError:
+            raise RuntimeError("capture invalidated")  # noqa: B904 (as torch's capture does)
+
+    monkeypatch.setattr(decode_graph, "DecodeGraph", refuse)
+    run = runner()
+    assert results(generate(run, PROMPTS, greedy(20))) == expected
+    assert len(tried) == 1
+    run.release()
+    generate(run, PROMPTS, greedy(20))
+    assert len(tried) == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from engine.adapters.lora import Adapter, LoraConfig, new_adapter
 from engine.serving.prefix_tree import BLOCK_SIZE
@@ -34,15 +33,16 @@ def test_a_step_says_which_tokens_go_where() -> None:
     plan.add(sequence(list(range(20)), 0))
     plan.add(sequence([100, 101, 102], 1))
     step = next_step(plan)
-    assert step.tokens.tolist() == [*range(20), 100, 101, 102]
-    assert step.positions.tolist() == [*range(20), 0, 1, 2]
-    assert step.cu_seqlens.tolist() == [0, 20, 23]
-    assert step.seq_lens.tolist() == [20, 3]
+    assert step.inputs.tokens.tolist() == [*range(20), 100, 101, 102]
+    assert step.inputs.positions.tolist() == [*range(20), 0, 1, 2]
+    assert step.inputs.cu_seqlens.tolist() == [0, 20, 23]
+    assert step.inputs.seq_lens.tolist() == [20, 3]
     assert step.done.all()
-    table, owner = step.block_table, np.repeat([0, 1], [20, 3])
-    blocks = table[owner, step.positions.long() // BLOCK_SIZE]
-    assert torch.equal(step.slots, blocks * BLOCK_SIZE + step.positions % BLOCK_SIZE)
-    assert len(set(step.slots.tolist())) == 23
+    table, owner = step.inputs.block_table, np.repeat([0, 1], [20, 3])
+    blocks = table[owner, step.inputs.positions // BLOCK_SIZE]
+    slots = blocks * BLOCK_SIZE + step.inputs.positions % BLOCK_SIZE
+    assert np.array_equal(step.inputs.slots, slots)
+    assert len(set(step.inputs.slots.tolist())) == 23
 
 
 def test_decoding_adds_one_token_of_each_sequence() -> None:
@@ -54,9 +54,9 @@ def test_decoding_adds_one_token_of_each_sequence() -> None:
     for one, token in zip(both, (7, 8), strict=True):
         plan.append(one, [token])
     step = next_step(plan)
-    assert step.tokens.tolist() == [7, 8]
-    assert step.positions.tolist() == [16, 2]
-    assert step.seq_lens.tolist() == [17, 3]
+    assert step.inputs.tokens.tolist() == [7, 8]
+    assert step.inputs.positions.tolist() == [16, 2]
+    assert step.inputs.seq_lens.tolist() == [17, 3]
 
 
 def test_long_prompts_are_cut_to_the_budget_and_decodes_go_on_beside_them() -> None:
@@ -70,8 +70,8 @@ def test_long_prompts_are_cut_to_the_budget_and_decodes_go_on_beside_them() -> N
     plan.append(short, [4])
     step = next_step(plan)
     assert step.counts.tolist() == [1, 9]
-    assert step.tokens.tolist() == [4, *range(7, 16)]
-    assert step.positions.tolist() == [3, *range(7, 16)]
+    assert step.inputs.tokens.tolist() == [4, *range(7, 16)]
+    assert step.inputs.positions.tolist() == [3, *range(7, 16)]
 
 
 def test_no_more_than_max_sequences_run() -> None:
@@ -92,8 +92,8 @@ def test_prompts_of_one_step_share_the_blocks_being_computed() -> None:
         plan.add(sequence([*prefix, 100 + place, 200], place))
     step = next_step(plan)
     assert step.counts.tolist() == [34, 2, 2, 2]
-    assert (step.block_table[:, :2] == step.block_table[0, :2]).all()
-    assert len(set(step.block_table[:, 2].tolist())) == 4
+    assert (step.inputs.block_table[:, :2] == step.inputs.block_table[0, :2]).all()
+    assert len(set(step.inputs.block_table[:, 2].tolist())) == 4
     assert plan.stats.cached == 3 * 32
 
 
@@ -102,16 +102,16 @@ def test_a_step_counts_the_blocks_that_all_its_sequences_share() -> None:
     prefix = list(range(40))
     both = [sequence([*prefix, *range(100 * place, 100 * place + 20)], place) for place in (1, 2)]
     plan.add(both[0])
-    assert next_step(plan).shared_blocks == 0
+    assert next_step(plan).inputs.shared_blocks == 0
     plan.add(both[1])
     plan.append(both[0], [7])
-    assert next_step(plan).shared_blocks == 2
+    assert next_step(plan).inputs.shared_blocks == 2
     plan.append(both[0], [8])
     plan.add(sequence(prefix[:20], 0))  # its second block is partly filled, so a copy
-    assert next_step(plan).shared_blocks == 1
+    assert next_step(plan).inputs.shared_blocks == 1
     plan.finish(both[0])
     plan.add(sequence([9, *prefix], 3))
-    assert next_step(plan).shared_blocks == 0
+    assert next_step(plan).inputs.shared_blocks == 0
 
 
 def test_part_of_a_computed_block_is_copied() -> None:
@@ -123,8 +123,8 @@ def test_part_of_a_computed_block_is_copied() -> None:
     plan.add(sequence([*range(24), 77, 78], 1))
     step = next_step(plan)
     assert step.starts.tolist() == [33, 24]
-    assert step.block_table[0, 0] == step.block_table[1, 0]
-    assert step.block_table[0, 1] != step.block_table[1, 1]
+    assert step.inputs.block_table[0, 0] == step.inputs.block_table[1, 0]
+    assert step.inputs.block_table[0, 1] != step.inputs.block_table[1, 1]
 
 
 def test_rows_of_one_adapter_stand_together() -> None:
@@ -186,5 +186,5 @@ def test_a_fork_shares_full_blocks_or_waits(free_slot: bool) -> None:
         assert list(plan.waiting) == [child]
         return
     assert step.counts.tolist() == [1, 1]
-    assert step.block_table[0, 0] == step.block_table[1, 0]
-    assert step.block_table[0, 1] != step.block_table[1, 1]
+    assert step.inputs.block_table[0, 0] == step.inputs.block_table[1, 0]
+    assert step.inputs.block_table[0, 1] != step.inputs.block_table[1, 1]
