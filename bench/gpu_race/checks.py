@@ -15,7 +15,7 @@ from torch import Tensor
 import kernels
 from bench.case import EPS, RANK
 from bench.cases import angles
-from bench.gpu_race import huge
+from bench.gpu_race import engine_checks, huge
 from bench.gpu_race.checker import Checker
 from bench.gpu_race.results import Check, Note
 from bench.gpu_race.serving_checks import SERVING
@@ -25,7 +25,7 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def jobs(bench: Workbench) -> Iterator[Job]:
-    """Every op in every dtype, then tensors of more than 2^31 elements."""
+    """Every op in every dtype, the engine, then tensors of more than 2^31 elements."""
     for dtype in _DTYPES:
         if dtype == torch.bfloat16 and bench.dtype != dtype:
             yield "bfloat16", lambda: Note("checks in bfloat16", "this card has none", False)
@@ -33,6 +33,7 @@ def jobs(bench: Workbench) -> Iterator[Job]:
         checker = Checker(bench, dtype)
         for check in (*_TRAINING, *SERVING):
             yield f"{check.__name__[1:]} {dtype}", partial(check, checker)
+    yield from engine_checks.jobs(bench)
     yield from huge.jobs(bench)
 
 

@@ -47,7 +47,7 @@ class Plan:
     def of(cls, bench: Workbench) -> Plan:
         """The largest of a few models whose weights take two fifths of the free memory at most."""
         if bench.tiny:
-            return cls("tiny", _config(TINY, 2), (1, 3), 48, 32, 4, 2, 1)
+            return cls("tiny", model_config(TINY, 2), (1, 3), 48, 32, 4, 2, 1)
         fitting = [
             (name, config)
             for name, config in _MODELS.items()
@@ -85,7 +85,7 @@ class Plan:
         return examples * (4.0 * (parameters(c) - head) * rows + 4.0 * head * targets + attention)
 
 
-def _config(shapes: Shapes, layers: int) -> ModelConfig:
+def model_config(shapes: Shapes, layers: int) -> ModelConfig:
     return ModelConfig(
         architecture="llama",
         vocab_size=shapes.vocabulary,
@@ -110,9 +110,9 @@ def _config(shapes: Shapes, layers: int) -> ModelConfig:
 
 
 _MODELS = {
-    "8B": _config(Shapes(4096, 14336, 128256, 32, 8, 128, 0), 32),
-    "1B": _config(Shapes(2048, 8192, 128256, 32, 8, 64, 0), 16),
-    "135M": _config(Shapes(576, 1536, 49152, 9, 3, 64, 0), 30),
+    "8B": model_config(Shapes(4096, 14336, 128256, 32, 8, 128, 0), 32),
+    "1B": model_config(Shapes(2048, 8192, 128256, 32, 8, 64, 0), 16),
+    "135M": model_config(Shapes(576, 1536, 49152, 9, 3, 64, 0), 30),
 }
 
 
