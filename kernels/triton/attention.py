@@ -122,7 +122,10 @@ def rows(x: Tensor) -> Tensor:
 def tile(shapes: Shapes, dim: int, dtype: torch.dtype) -> dict[str, int]:
     """What a kernel is compiled for on this card, of its `shapes`."""
     width = max(16, triton.next_power_of_2(dim))  # tensor cores take powers of 2
-    card = "fp32" if dtype == torch.float32 else "sm_90" if arch() >= 90 else "sm_80"
+    if width > 256:
+        raise ValueError(f"q: a head size of {dim}, and Triton's attention goes up to 256")
+    # 9.0 alone has wgmma; 12.0 (RTX 5090) has mma.sync and the shared memory of 8.9
+    card = "fp32" if dtype == torch.float32 else "sm_90" if arch() == 90 else "sm_80"
     m, n, warps, stages = shapes[card][max(64, width)]
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": width, "num_warps": warps, "num_stages": stages}
 

@@ -109,7 +109,8 @@ def paged_attention(
     if not decode:
         grid = tokens * group // many.BLOCK_M + sequences, k_cache.shape[2]
         tile_kernel[grid](*inputs, out, table.stride(0), **options, **many._asdict())
-    shared = _worth_sharing(k_cache, sequences, shared_blocks, many.BLOCK_N)
+    multiple = max(few.BLOCK_N, many.BLOCK_N)  # both go over the keys by tiles of their own
+    shared = _worth_sharing(k_cache, sequences, shared_blocks, multiple)
     units = tokens if decode else sequences
     _split(inputs, out, units, shared, options | {"TOKENS": decode}, few, many)
     return out
@@ -135,7 +136,8 @@ def _split(
     partials = splits + (shared % SPLIT != 0)
     options = options | {"SPLIT": SPLIT}
     part = lse = out
-    if partials > 1:
+    merged = shared > 0 or partials > 1
+    if merged:
         shape, device = (slots, heads, partials), out.device
         part = torch.empty((*shape, dim), dtype=torch.float32, device=device)
         lse = torch.empty(shape, dtype=torch.float32, device=device)
@@ -147,11 +149,11 @@ def _split(
         )
     if splits > shared // SPLIT:
         outputs = part, lse, table.stride(0), shared, partials
-        whole = {"WHOLE": partials == 1}
+        whole = {"WHOLE": not merged}
         split_kernel[units * kv_heads, splits - shared // SPLIT](
             *inputs, *outputs, **options, **whole, **few._asdict()
         )
-    if partials > 1:
+    if merged:
         names = "D", "PER", "BLOCK_D", "TOKENS", "WINDOW", "SPLIT"
         chosen = {name: options[name] for name in names}
         numbers = sequences, shared, partials, window

@@ -65,6 +65,14 @@ def test_head_sizes(backend: str, dtype: torch.dtype, dim: int) -> None:
     check(pack([17, 9], [-1, 0]), (2, 1, dim), dtype, None)
 
 
+def test_head_sizes_without_a_kernel_are_named(backend: str, dtype: torch.dtype) -> None:
+    if backend == "triton":
+        with pytest.raises(ValueError, match="^q: a head size of 257"):
+            check(pack([40]), (1, 1, 257), dtype, None)
+    else:
+        check(pack([40]), (1, 1, 257), dtype, None)
+
+
 @pytest.mark.parametrize("window", [None, 25])
 def test_many_segments_continue_one(backend: str, dtype: torch.dtype, window: int | None) -> None:
     """So many that their sums into the prefix's gradient are taken in parts, the last one short."""

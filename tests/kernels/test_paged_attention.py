@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -220,6 +221,35 @@ def test_a_promise_of_shared_blocks(
     assert_close(batch.run(), batch.oracle(), FORWARD)
 
 
+@pytest.mark.parametrize("blocks", [2, 6], ids=lambda blocks: f"{16 * blocks} keys")
+def test_a_shared_prefix_ends_where_tiles_of_either_kernel_do(
+    monkeypatch: pytest.MonkeyPatch, backend: str, dtype: torch.dtype, blocks: int
+) -> None:
+    """Before compute capability 9.0 the prefix's tiles are half as long as a decode step's."""
+    if backend == "triton":
+        monkeypatch.setattr("kernels.triton.paged_attention._WORTH_SHARING", 0)
+        monkeypatch.setattr("kernels.triton.paged_attention.arch", lambda: 80)
+    shared = 16 * blocks
+    batch = make([(1, shared + n) for n in (5, 80, 1)], dtype, shared=shared)
+    batch.shared_blocks = blocks
+    assert_close(batch.run(), batch.oracle(), FORWARD)
+
+
+@pytest.mark.parametrize("others", [[], [(2, 256), (3, 200)]], ids=["decode", "mixed"])
+def test_a_whole_table_shared(
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    dtype: torch.dtype,
+    others: list[tuple[int, int]],
+) -> None:
+    """It is as long as a split, so that the prefix's one partial result is all there is."""
+    if backend == "triton":
+        monkeypatch.setattr("kernels.triton.paged_attention._WORTH_SHARING", 0)
+    batch = make([(1, 256), (1, 100), *others], dtype, shared=256)
+    batch.shared_blocks = 16
+    assert_close(batch.run(), batch.oracle(), FORWARD)
+
+
 def test_tokens_as_many_as_sequences_are_no_decode_step_yet(
     monkeypatch: pytest.MonkeyPatch, backend: str, dtype: torch.dtype
 ) -> None:
@@ -333,3 +363,28 @@ def test_bad_arguments() -> None:
         store_kv(k, k[:2], *caches, slots)
     with pytest.raises(ValueError, match=r"^slots:"):
         store_kv(k, k, *caches, slots.long())
+
+
+def test_the_card_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the same until the driver or its device is another."""
+    triton = pytest.importorskip("triton")
+    from kernels.triton.target import arch, shared_bytes
+
+    class Driver:
+        asked = device = 0
+
+        def get_current_device(self) -> int:
+            return self.device
+
+        def get_current_target(self) -> SimpleNamespace:
+            self.asked += 1
+            return SimpleNamespace(arch=(80, 120)[self.device])
+
+    driver = Driver()
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    assert [(arch(), shared_bytes()) for _ in range(3)] == [(80, 166_912)] * 3
+    driver.device = 1
+    assert [(arch(), shared_bytes()) for _ in range(3)] == [(120, 101_376)] * 3
+    assert driver.asked == 2
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    assert arch() == 80
