@@ -26,6 +26,8 @@ def ended(work: Callable[[], None], resume: Sequence[str]) -> int:
         work: a command's.
         resume: the command that goes on after an interruption; empty if there is nothing to go on.
     """
+    if sys.stdout is None:  # closed by whoever started this: nobody reads the result
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no character is worth a traceback
             stream.reconfigure(errors="replace")
@@ -56,6 +58,18 @@ def disk_trouble_told(folder: Path) -> Iterator[None]:
         if trouble is None:
             raise
         raise trouble from None
+
+
+@contextmanager
+def output_trouble_told() -> Iterator[None]:
+    """Turns errors of standard output, which the block writes to, into UserErrors."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"standard output: {error.strerror}") from None
 
 
 def _said(line: str, code: int) -> int:

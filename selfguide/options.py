@@ -13,7 +13,7 @@ from selfguide.errors import UserError, nearest
 from selfguide.settings import RECIPES, Settings, Stage
 from selfguide.tasks.draft import OVERRIDES
 from selfguide.tasks.native import SETTING_KEYS
-from selfguide.tasks.reading import mapping, read_yaml
+from selfguide.tasks.reading import expanded, mapping, read_yaml
 
 Resume = Literal["if-possible", "always", "never"]
 
@@ -94,7 +94,7 @@ def read_run_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if key in SETTING_KEYS:
             settings[key] = value
         elif key in ("eval_file", "inputs_file") and isinstance(value, str):
-            overrides[key] = str(path.parent / Path(value).expanduser())
+            overrides[key] = str(path.parent / expanded(value, f"{path}: {key}"))
         elif key in OVERRIDES:
             overrides[key] = value
         else:
@@ -118,8 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("task", help="task file: YAML, JSON or JSON lines")
     parser.add_argument("-c", "--config", metavar="FILE", help="run file: YAML with any settings")
     parser.add_argument("--recipe", choices=RECIPES, help="settings to begin with (default)")
-    parser.add_argument("--preview", type=_count, metavar="N", help="show N candidates and stop")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--preview", type=_count, metavar="N", help="show N candidates and stop")
+    instead.add_argument(
         "--dry-run", action="store_true", help="print the plan and an estimate, and stop"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -178,6 +178,10 @@ class Pipeline:
         training = self._read_pairs(dataset)
         if not training:
             raise UserError(f"{dataset}: no pair in it; remove it to write it anew")
+        taught = {pair.output for pair in training}
+        missing = [label for label in self.answerer.task.labels if label not in taught]
+        if missing:
+            self.console.warn(f"{dataset.name} has no pair with the label {' or '.join(missing)}")
         return training, self._read_pairs(held_out) if held_out.exists() else []
 
     def _read_pairs(self, path: Path) -> list[Pair]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import engine
 from selfguide.console import Console
-from selfguide.ending import ended
+from selfguide.ending import ended, output_trouble_told
 from selfguide.errors import UserError
 from selfguide.folder.run_folder import RunFolder
 from selfguide.lengths import Named, require_answerable
@@ -23,7 +23,7 @@ from selfguide.method.expert import Answer, Expert
 from selfguide.method.systems import Answering
 from selfguide.options import Parser
 from selfguide.recall import measured, recall
-from selfguide.tasks.reading import read_rows, text
+from selfguide.tasks.reading import expanded, read_rows, text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,14 +79,16 @@ def _work(options: argparse.Namespace, console: Console) -> None:
         console.pause_point()
 
     answers = iter(way.answer(answerer, [each for _, each in inputs], progress))
-    for _, asked in given:
-        answer = next(answers) if asked else Answer("")
-        print(_line(asked, answer, as_json=options.json, alone=len(given) == 1))
+    with output_trouble_told():
+        for _, asked in given:
+            answer = next(answers) if asked else Answer("")
+            print(_line(asked, answer, as_json=options.json, alone=len(given) == 1))
 
 
 def _require_finished(folder: RunFolder) -> None:
     if not folder.path.is_dir():
-        raise UserError(f"{folder.path}: no such run folder")
+        what = "a file, not a run folder" if folder.path.exists() else "no such run folder"
+        raise UserError(f"{folder.path}: {what}")
     if folder.expert.exists() and folder.adapter.is_dir():
         return
     command = folder.manifest().values.get("command")
@@ -120,12 +122,21 @@ def _inputs(texts: Sequence[str]) -> Iterator[Named]:
     """
     for number, given in enumerate(texts, start=1):
         if given == "-":
-            yield from _lines(sys.stdin.read())
+            yield from _lines(_standard_input())
         elif _is_file(given):
-            rows = read_rows(Path(given).expanduser())
+            rows = read_rows(expanded(given, f"text {number}"))
             yield from ((where, _input(row, where)) for row, where in rows)
         else:
             yield f"text {number}", text(given, f"text {number}")
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise UserError("standard input: it is closed; give the text as an argument")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError("standard input: not UTF-8; send text in UTF-8") from None
 
 
 def _lines(given: str) -> Iterator[Named]:
@@ -140,7 +151,7 @@ def _is_file(given: str) -> bool:
     """Whether a text is meant as a file's name; a sentence may end like one."""
     if not given.endswith(".jsonl"):
         return False
-    return " " not in given or Path(given).expanduser().is_file()
+    return " " not in given or expanded(given, "text").is_file()
 
 
 def _input(row: object, where: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from selfguide.console import Console
-from selfguide.ending import disk_trouble_told, ended
+from selfguide.ending import disk_trouble_told, ended, output_trouble_told
 from selfguide.errors import UserError
 from selfguide.estimate import show_plan
 from selfguide.folder.run_folder import RunFolder
@@ -25,6 +25,7 @@ from selfguide.result import show_candidates, show_result, summary
 from selfguide.settings import Settings, build_settings, recipe
 from selfguide.tasks import Task
 from selfguide.tasks.load import load_task
+from selfguide.tasks.reading import expanded
 
 _PROGRAM = ("python", "-m", "selfguide.run")
 
@@ -63,12 +64,15 @@ def _work(options: Options, command: list[str], console: Console) -> None:
 
     if options.preview is not None:
         found = preview(prepared(), settings, options.preview, console)
-        show_candidates(found, as_json=options.as_json)
+        with output_trouble_told():
+            show_candidates(found, as_json=options.as_json)
         return
-    folder = RunFolder(Path(settings.out or Path("runs") / task.name))
+    folder = RunFolder(_out(settings, task))
     if options.dry_run:
         folder.require_own()
-        show_plan(prepared(), settings, folder)
+        answerer = prepared()
+        with output_trouble_told():
+            show_plan(answerer, settings, folder)
         return
     with disk_trouble_told(folder.path):
         _require_usable(folder, options.resume)
@@ -80,13 +84,23 @@ def _work(options: Options, command: list[str], console: Console) -> None:
             if options.resume == "always":
                 _insist(pipeline, folder)
             metrics = pipeline.run(command)
-            _show(metrics, folder, as_json=options.as_json)
+            with output_trouble_told():
+                _show(metrics, folder, as_json=options.as_json)
+
+
+def _out(settings: Settings, task: Task) -> Path:
+    out = settings.out
+    path = expanded(out, "out") if out else Path("runs") / task.name
+    if path.exists() and not path.is_dir():
+        raise UserError(f"out: {path} is a file, not a folder; choose another --out")
+    return path
 
 
 def _read(options: Options) -> tuple[Task, Settings, tuple[str, ...]]:
     """The task and the settings; the command line wins over run file, task file and recipe."""
     settings, overrides = read_run_file(options.run_file) if options.run_file else ({}, {})
-    loaded = load_task(options.task, {**overrides, **options.overrides})
+    in_file = dict.fromkeys(overrides.keys() - options.overrides.keys(), str(options.run_file))
+    loaded = load_task(options.task, {**overrides, **options.overrides}, in_file)
     task = loaded.task
     layers = {
         str(options.task): loaded.settings,

@@ -71,6 +71,8 @@ def _number(value: Any, kind: type[int] | type[float], limits: Mapping[str, Any]
 
 
 def _names(value: Any, among: tuple[str, ...]) -> tuple[str, ...]:
+    if not isinstance(value, str | list | tuple):
+        raise TypeError
     items = value.split(",") if isinstance(value, str) else value
     names = tuple(str(name).strip() for name in items if str(name).strip())
     if not set(names) <= set(among):
@@ -83,7 +85,7 @@ def _allowed(kind: Any, limits: Mapping[str, Any]) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
     if get_origin(kind) is tuple:
-        return "some of " + ", ".join(limits["among"])
+        return "some of " + ", ".join(limits["among"]) + ", or an empty text for none"
     if kind is str:
         return limits["help"].split(";")[0] if limits["pattern"] else "text"
     low, high = limits["low"], limits["high"]
@@ -94,5 +96,6 @@ def _allowed(kind: Any, limits: Mapping[str, Any]) -> str:
 def _shown(value: Any, kind: Any, limits: Mapping[str, Any]) -> str:
     """A refused value, and the choice that its writer may have meant."""
     choices = get_args(kind) if get_origin(kind) is Literal else limits["among"]
-    strange = [name for name in str(value).split(",") if name.strip() not in choices]
+    names = value if isinstance(value, list | tuple) else str(value).split(",")
+    strange = [name for name in map(str, names) if name.strip() not in choices]
     return f"{value!r}{nearest(strange[0], choices) if choices and strange else ''}"

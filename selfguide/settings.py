@@ -63,10 +63,10 @@ class Settings:
         "how inputs are invented: record continuation; in reverse, for invented outputs (free text "
         "by default); or the paper's prompt",
     )
-    pairs: int = _key(64, "synthesis", "training pairs wanted", low=1)
+    pairs: int = _key(64, "synthesis", "training pairs wanted", low=1, high=10**6)
     at_least: int = _key(12, "synthesis", "fewer pairs than this end the run (exit code 3)", low=0)
-    max_candidates: int = _key(640, "synthesis", "inputs to try at most", low=1)
-    round_size: int = _key(64, "synthesis", "inputs tried in one round", low=1)
+    max_candidates: int = _key(640, "synthesis", "inputs to try at most", low=1, high=10**7)
+    round_size: int = _key(64, "synthesis", "inputs tried in one round", low=1, high=10**5)
     temperature: float = _key(0.8, "synthesis", "of invented inputs", low=0, high=10)
     top_p: float = _key(0.95, "synthesis", "of invented inputs", low=0.01, high=1)
     top_k: int = _key(0, "synthesis", "of invented inputs; 0 keeps all", low=0)
@@ -77,7 +77,7 @@ class Settings:
         "how outputs are found; both: direct and channel, biases removed, on one scale; auto: both "
         "with labels, else vote",
     )
-    votes: int = _key(10, "synthesis", "samples that vote on an output", low=1)
+    votes: int = _key(10, "synthesis", "samples that vote on an output", low=1, high=1000)
     vote_temperature: float = _key(0.2, "synthesis", "of voting samples", low=0, high=10)
     vote_top_k: int = _key(10, "synthesis", "of voting samples; 0 keeps all", low=0)
     min_agreement: float = _key(0.3, "synthesis", "share of votes an output needs", low=0, high=1)
@@ -92,11 +92,11 @@ class Settings:
     prompt: Literal["zero_shot", "few_shot"] = _key(
         "zero_shot", "finetune", "the expert's own prompt: instruction alone, or with the examples"
     )
-    epochs: int = _key(5, "finetune", "passes over the training pairs", low=1)
+    epochs: int = _key(5, "finetune", "passes over the training pairs", low=1, high=1000)
     lr: float = _key(1e-3, "finetune", "peak learning rate; 5e-4 for free text", low=1e-8, high=1)
-    rank: int = _key(16, "finetune", "LoRA rank", low=1)
+    rank: int = _key(16, "finetune", "LoRA rank", low=1, high=1024)
     alpha: float = _key(32.0, "finetune", "LoRA alpha", low=0.01)
-    batch_size: int = _key(8, "finetune", "pairs per optimizer step", low=1)
+    batch_size: int = _key(8, "finetune", "pairs per optimizer step", low=1, high=10**5)
     example_weight: float = _key(3.0, "finetune", "loss weight of the user's own examples", low=0)
     label_smoothing: float = _key(
         0.0, "finetune", "share of the target spread over all tokens", low=0, high=0.9

@@ -61,10 +61,7 @@ class Manifest:
                 f"{self.path}: not a run's manifest ({error}); choose another --out, or start "
                 "anew with --resume never"
             ) from None
-        complete = {
-            n: r for n, r in stages.items() if isinstance(r, dict) and r.keys() >= _COMPLETE
-        }
-        return {**values, "stages": complete}
+        return {**values, "stages": {n: r for n, r in stages.items() if _complete(r)}}
 
     def stage(self, name: str) -> dict[str, Any] | None:
         """The record of a finished stage; None if it never finished."""
@@ -80,6 +77,12 @@ class Manifest:
     def write(self) -> None:
         """Replaces the file."""
         write_json(self.path, self.values)
+
+
+def _complete(record: Any) -> bool:
+    if not isinstance(record, dict) or not record.keys() >= _COMPLETE:
+        return False
+    return all(isinstance(record.get(key, {}), dict) for key in ("files", "shaped_by"))
 
 
 def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:

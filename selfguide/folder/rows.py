@@ -13,7 +13,7 @@ from selfguide.errors import UserError
 from selfguide.method.pairs import Candidate, Pair
 from selfguide.metrics.exact import normalise
 from selfguide.tasks import Task
-from selfguide.tasks.reading import read_text
+from selfguide.tasks.reading import read_text, text
 
 _PAIR_KEYS = ("input", "output", "origin", "id")
 
@@ -79,11 +79,7 @@ def _pair(row: Mapping[str, Any], task: Task, where: str) -> Pair:
     for key in row:
         if key not in _PAIR_KEYS:
             raise UserError(f"{where}: unknown key {key!r}; a row has input and output")
-    texts = [row.get(key) for key in ("input", "output")]
-    for key, value in zip(("input", "output"), texts, strict=True):
-        if not isinstance(value, str) or not value.strip():
-            raise UserError(f"{where}: {key}: needs a text that is not empty")
-    input, output = (str(text).strip() for text in texts)
+    input, output = (text(row.get(key), f"{where}: {key}") for key in ("input", "output"))
     if task.is_classification:
         output = _label(output, task, where)
     origin, id = row.get("origin", "synthetic"), row.get("id")

@@ -23,6 +23,7 @@ from selfguide.tasks import Example
 ADAPTER = "writer"
 
 EPOCHS = 20  # usable pairs of 128 in a rewriting task, default model: 2 after 8, 14 after 20
+_NEXT_RECORD = "\nOutput:"  # what a bare model may go on with, the input left out
 _OUTPUT = 3  # a salt: outputs do not repeat the numbers that their inputs are drawn with
 
 
@@ -70,8 +71,10 @@ class Writer:
             candidate.asked = completion.text.strip()
             if completion.error:
                 candidate.drop("length", completion.error)
-            elif not candidate.asked or completion.finish_reason == "length":
-                candidate.drop("length", "no output to write an input for")
+            elif not candidate.asked:
+                candidate.drop("length", "the invented output is empty")
+            elif completion.finish_reason == "length":
+                candidate.drop("length", "the invented output did not end where one would")
 
     def _params(self, candidate: Candidate) -> SamplingParams:
         longest = max(self.answerer.count(e.output) for e in self.answerer.task.examples)
@@ -80,7 +83,7 @@ class Writer:
             top_p=self.settings.top_p,
             top_k=self.settings.top_k,
             max_tokens=16 + 2 * longest,
-            stop=self.answerer.prompts.stop,
+            stop=(*self.answerer.prompts.stop, _NEXT_RECORD),
             seed=mix(candidate.seed, _OUTPUT),
         )
 

@@ -15,6 +15,7 @@ from selfguide.report.rows import candidate_table
 from selfguide.report.run_files import Run
 from selfguide.report.summary import notices, verdict
 
+_UNPRINTABLE = {code: "\ufffd" for code in range(32) if chr(code) not in "\t\n"}
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -27,7 +28,7 @@ def write_report(folder: Path) -> Path:
         UserError: the folder is not a run's, or a file in it cannot be read.
     """
     run = Run.read(folder)
-    page = _environment().get_template("report.html.j2").render(_view(run))
+    page = _environment().get_template("report.html.j2").render(_view(run)).translate(_UNPRINTABLE)
     path = folder / "report.html"
     write_atomic(path, page.encode("utf-8", "replace"))
     return path

@@ -46,7 +46,7 @@ def _name(draft: Draft) -> str:
     safe = re.sub(r"[^\w.-]+", "-", draft.name or draft.source.stem).strip(".-")[:80] or "task"
     if draft.name not in (None, safe):
         raise UserError(
-            f"{draft.source}: name: {draft.name!r} cannot name a folder (letters, digits, "
+            f"{draft.place('name')}: {draft.name!r} cannot name a folder (letters, digits, "
             f'"-", "_" and "." can); write {safe}'
         )
     return safe
@@ -59,15 +59,17 @@ def _metric(draft: Draft) -> Metric:
         if draft.metric == known:
             return _suited(known, draft)
     hint = nearest(draft.metric, METRICS)
-    raise UserError(f"{draft.source}: metric: {draft.metric} is none of {', '.join(METRICS)}{hint}")
+    raise UserError(
+        f"{draft.place('metric')}: {draft.metric} is none of {', '.join(METRICS)}{hint}"
+    )
 
 
 def _suited(metric: Metric, draft: Draft) -> Metric:
     """The metric, where it is one for labels or there are none."""
     if metric == "rouge_l" and draft.labels:
         raise UserError(
-            f"{draft.source}: metric: rouge_l is for free text, and the task has labels; leave out "
-            "metric, or give labels as an empty list"
+            f"{draft.place('metric')}: rouge_l is for free text, and the task has labels; leave "
+            "out metric, or give labels as an empty list"
         )
     return metric
 
@@ -79,10 +81,10 @@ def _by_normal_form(labels: Iterable[str], draft: Draft) -> dict[str, str]:
         same = written.setdefault(normalise(label), label)
         if same != label:
             raise UserError(
-                f"{draft.source}: labels: {same} and {label} differ only in case or punctuation"
+                f"{draft.place('labels')}: {same} and {label} differ only in case or punctuation"
             )
     if len(written) == 1:
-        raise UserError(f"{draft.source}: labels: one label leaves nothing to choose; give two")
+        raise UserError(f"{draft.place('labels')}: one label leaves nothing to choose; give two")
     return written
 
 
@@ -103,7 +105,7 @@ def _examples(draft: Draft, written: dict[str, str]) -> list[Example]:
         if output is None:
             raise UserError(
                 f"{draft.source}: examples, item {number}: output {example.output!r} is none of "
-                f"the labels {', '.join(written.values())}"
+                f"the labels {_listed(written.values())}"
             )
         examples.append(Example(example.input, output))
     return examples
@@ -135,8 +137,13 @@ def _look_for_strangers(draft: Draft, rows: Sequence[Row], written: dict[str, st
         return
     first = f"{strange[0].where}: output {strange[0].outputs[0]!r} is none of the labels"
     if draft.strict:
-        raise UserError(f"{first} {', '.join(written.values())}")
+        raise UserError(f"{first} {_listed(written.values())}")
     draft.notes.append(f"{first}; {len(strange)} of {len(rows)} rows cannot be answered rightly")
+
+
+def _listed(labels: Iterable[str]) -> str:
+    """Labels with commas between; one that has a comma itself in quotes."""
+    return ", ".join(repr(each) if "," in each else each for each in labels)
 
 
 def _inputs(draft: Draft, known: set[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfguide.errors import UserError, nearest
-from selfguide.tasks.reading import read_rows, read_text, text
+from selfguide.tasks.reading import read_rows, read_text, text, user_file
 from selfguide.tasks.rows import Row, parse_row
 from selfguide.tasks.task import Example
 
@@ -38,6 +38,8 @@ class Draft:
         wrong_outputs: outputs given as examples of mistakes.
         eval_source: what `eval_rows` came from, for messages.
         settings: the file's run settings, unchecked.
+        notes: what the user should know.
+        places: where keys were set, for messages, if not in `source`.
     """
 
     source: Path
@@ -55,6 +57,7 @@ class Draft:
     wrong_outputs: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
 
     def set(self, key: str, value: Any, where: str, folder: Path) -> None:
         """Sets one of `OVERRIDES`; file names are relative to `folder`.
@@ -62,7 +65,8 @@ class Draft:
         Raises:
             UserError: the key is unknown or its value makes no sense.
         """
-        place = f"{where}: {key}"
+        self.places[key] = where
+        place = self.place(key)
         if key == "name":
             self.name = text(value, place)
         elif key == "instruction":
@@ -74,12 +78,16 @@ class Draft:
         elif key == "stop":
             self.stop = parse_stop(value, place)
         elif key == "eval_file":
-            self.eval_rows = read_eval_file(folder / Path(text(value, place)).expanduser())
+            self.eval_rows = read_eval_file(user_file(value, place, folder))
             self.eval_source = text(value, place)
         elif key == "inputs_file":
-            self.inputs = read_inputs_file(folder / Path(text(value, place)).expanduser())
+            self.inputs = read_inputs_file(user_file(value, place, folder))
         else:
             raise UserError(f"{where}: unknown key {key}{nearest(key, OVERRIDES)}")
+
+    def place(self, key: str) -> str:
+        """Where a key was set, and the key, for messages."""
+        return f"{self.places.get(key, self.source)}: {key}"
 
 
 def parse_labels(value: Any, where: str) -> dict[str, str]:
@@ -115,8 +123,8 @@ def read_eval_file(path: Path) -> list[Row]:
 
 
 def read_inputs_file(path: Path) -> list[str]:
-    """Unlabelled inputs: JSONL with `input`, else a text a line."""
-    if path.suffix.lower() != ".jsonl":
+    """Unlabelled inputs: JSONL with `input` (or a `.json` list), else a text a line."""
+    if path.suffix.lower() not in (".jsonl", ".json"):
         inputs = [line.strip() for line in read_text(path).split("\n") if line.strip()]
     else:
         inputs = []

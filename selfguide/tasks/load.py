@@ -32,7 +32,11 @@ class LoadedTask:
     notes: tuple[str, ...]
 
 
-def load_task(path: Path, overrides: Mapping[str, Any] | None = None) -> LoadedTask:
+def load_task(
+    path: Path,
+    overrides: Mapping[str, Any] | None = None,
+    places: Mapping[str, str] | None = None,
+) -> LoadedTask:
     """Reads a task file in any of its formats, which its content tells.
 
     Formats: native YAML or JSON; Natural Instructions; rows as a JSON list or JSON lines (Alpaca,
@@ -42,13 +46,14 @@ def load_task(path: Path, overrides: Mapping[str, Any] | None = None) -> LoadedT
         path: a .yaml, .yml, .json or .jsonl file.
         overrides: values for `selfguide.tasks.draft.OVERRIDES` (command line, run file), which
             win; file names are relative to the working folder.
+        places: where overrides come from, if not from the command line, for messages.
 
     Raises:
         UserError: a file cannot be used; one line that says which, where and why.
     """
     draft = _read(path)
     for key, value in (overrides or {}).items():
-        draft.set(key, value, "command line or run file", Path())
+        draft.set(key, value, (places or {}).get(key, "command line"), Path())
     _choose_examples(draft)
     _find_labels(draft)
     task = checked(draft)

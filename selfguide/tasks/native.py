@@ -34,7 +34,7 @@ def read(document: Mapping[str, Any], path: Path) -> Draft:
         else:
             raise UserError(f"{path}: unknown key {key}{nearest(key, (*TASK_KEYS, *SETTING_KEYS))}")
     for key in ("instruction", "examples"):
-        if key not in document:
+        if document.get(key) is None:
             raise UserError(f"{path}: {key} is missing")
     return draft
 

@@ -25,6 +25,8 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:  # a null byte in the name
+        raise UserError(f"{str(path)!r}: {error}") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -37,8 +39,12 @@ def read_yaml(path: Path) -> Any:
     """A YAML file's value. Every scalar is the text the user wrote: `no`, `1.0`, `null`."""
     try:
         return yaml.load(read_text(path), _TextLoader)
+    except RecursionError:
+        raise UserError(f"{path}: YAML: nested too deeply") from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        unclosed = "end of stream" in str(error.problem)  # it says where the file ends
+        marks = (error.context_mark, error.problem_mark)[:: 1 if unclosed else -1]
+        mark = next((each for each in marks if each), None)
         place = f"{path}:{mark.line + 1}" if mark else f"{path}"
         hint = "; put text that contains ': ' in quotes" if "mapping values" in str(error) else ""
         raise UserError(f"{place}: YAML: {error.problem or error.context}{hint}") from None
@@ -57,11 +63,43 @@ def read_json(path: Path) -> Any:
         if error.msg == "Extra data" and error.lineno > 1:
             return [value for value, _ in _lines(path)]
         raise UserError(f"{path}:{error.lineno}: JSON: {error.msg}") from None
+    except _BadJson as error:
+        raise UserError(f"{path}: JSON: {error}") from None
 
 
 def read_rows(path: Path) -> Rows:
     """The values of a JSON lines file, or of a `.json` file that holds a list."""
     return items(read_json(path), str(path)) if path.suffix.lower() == ".json" else _lines(path)
+
+
+def expanded(name: str, where: str) -> Path:
+    """A path as a user writes it, `~` for the home folder.
+
+    Args:
+        name: of a file or folder.
+        where: file and key, for the message.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{where}: {name}: {error}") from None
+
+
+def user_file(value: Any, where: str, folder: Path) -> Path:
+    """A file that a key names; relative names start from `folder`.
+
+    Args:
+        value: what a file holds.
+        where: file and key, for the message.
+
+    Raises:
+        UserError: it is no text, or there is no such file.
+    """
+    path = folder / expanded(text(value, where), where)
+    if "\0" in str(path) or not path.is_file():
+        what = "a folder, not a file" if "\0" not in str(path) and path.is_dir() else "no such file"
+        raise UserError(f"{where}: {str(path)!r}: {what}")
+    return path
 
 
 def items(values: Any, where: str) -> Rows:
@@ -113,6 +151,10 @@ def mapping(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
+class _BadJson(Exception):  # noqa: N818 - never leaves this module
+    """What json lets pass, or cannot say where it is."""
+
+
 class _TextLoader(yaml.BaseLoader):
     """Keeps scalars as text and refuses a key that stands twice."""
 
@@ -136,13 +178,33 @@ def _lines(path: Path) -> Rows:
         if line.strip():
             try:
                 rows.append((_loads(line), f"{path}:{number}"))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: JSON: {error.msg}") from None
+            except (json.JSONDecodeError, _BadJson) as error:
+                hint = "; name a file that holds one list .json" if line.strip() == "[" else ""
+                why = getattr(error, "msg", error)
+                raise UserError(f"{path}:{number}: JSON: {why}{hint}") from None
     return rows
 
 
 def _loads(source: str) -> Any:
-    return json.loads(source, parse_int=str, parse_float=str, parse_constant=str)
+    try:
+        return json.loads(
+            source,
+            parse_int=str,
+            parse_float=str,
+            parse_constant=str,
+            object_pairs_hook=_without_repeats,
+        )
+    except RecursionError:
+        raise _BadJson("nested too deeply") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _BadJson(f"key {twice} stands twice")
+    return found
 
 
 def _unix(source: str) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,11 @@ from selfguide.predict import main
 from tests.engine import tiny_models, tiny_tokenizers
 from tests.selfguide.method import tiny
 from tests.selfguide.tiny_runs import labelled_task_file, run
+
+
+def typed(text: str | bytes) -> io.TextIOWrapper:
+    """Standard input that holds a text."""
+    return io.TextIOWrapper(io.BytesIO(text if isinstance(text, bytes) else text.encode()))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def test_texts_standard_input_and_files_give_the_same(
     texts = ["one teal", "one orange", "one red"]
     path = tmp_path / "inputs.jsonl"
     path.write_text("".join(json.dumps({"input": text}) + "\n" for text in texts))
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts) + "\n"))
+    monkeypatch.setattr("sys.stdin", typed("\n".join(texts) + "\n"))
     printed = []
     for given in (texts, ["-"], [str(path)]):
         capsys.readouterr()
@@ -134,13 +140,30 @@ def _as_long_as_fits(folder: Path) -> str:
 def test_an_empty_line_of_standard_input_gets_an_empty_answer(
     expert: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("one teal\n\none red\n"))
+    monkeypatch.setattr("sys.stdin", typed("one teal\n\none red\n"))
     rows = _rows(capsys, str(expert), "-")
     assert [row["input"] for row in rows] == ["one teal", "", "one red"]
     assert [bool(row["output"]) for row in rows] == [True, False, True]
-    monkeypatch.setattr("sys.stdin", io.StringIO(" \n"))
+    monkeypatch.setattr("sys.stdin", typed(" \n"))
     assert main([str(expert), "-"]) == 2
     assert "standard input: no text in it" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", typed("Café".encode("latin-1")))
+    assert main([str(expert), "-"]) == 2
+    assert "standard input: not UTF-8" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", None)
+    assert main([str(expert), "-"]) == 2
+    assert "standard input: it is closed" in capsys.readouterr().err
+
+
+def test_output_that_takes_nothing_more(
+    expert: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with suppress(OSError), open("/dev/full", "w") as full:  # closing it fails once more
+        monkeypatch.setattr("sys.stdout", full)
+        assert main([str(expert), "one teal"]) == 2
+    assert "error: standard output: No space left" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdout", None)
+    assert main([str(expert), "one teal"]) == 0
 
 
 def test_a_sentence_may_end_like_a_file(expert: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,8 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
         ('{"input": "x", "output": "good"', ":3: not JSON"),
         ('["x", "good"]', ":3: expected an object"),
         ('{"input": "x", "output": "fair"}', ":3: output: 'fair' is none of good, bad"),
-        ('{"input": "  ", "output": "good"}', ":3: input: needs a text"),
-        ('{"input": "x"}', ":3: output: needs a text"),
+        ('{"input": "  ", "output": "good"}', ":3: input: empty"),
+        ('{"input": "x"}', ":3: output: expected text, got nothing"),
         ('{"input": "x", "output": "good", "label": 1}', ":3: unknown key 'label'"),
         ('{"input": "x", "output": "good", "origin": "me"}', ":3: origin: 'me'"),
         ('{"input": "x", "output": "good", "id": true}', ":3: id: True"),
@@ -70,6 +71,13 @@ def test_a_hand_written_row_needs_input_and_output_only(tmp_path: Path) -> None:
     path = tmp_path / "dataset.jsonl"
     path.write_text('{"output": " bad", "input": "no salt "}\n', encoding="utf-8")
     assert read_pairs(path, _TASK) == [(f"{path}:1", Pair("no salt", "bad", "synthetic"))]
+
+
+def test_a_number_is_text_as_it_is_in_a_task_file(tmp_path: Path) -> None:
+    path = tmp_path / "dataset.jsonl"
+    path.write_text('{"output": 1, "input": 2.5}\n', encoding="utf-8")
+    free = replace(_TASK, labels={})
+    assert [(pair.input, pair.output) for _, pair in read_pairs(path, free)] == [("2.5", "1")]
 
 
 def test_a_label_may_be_written_in_another_case_and_with_a_full_stop(tmp_path: Path) -> None:
@@ -268,9 +276,13 @@ def test_a_stage_with_an_incomplete_record_counts_as_not_done(tmp_path: Path) ->
     folder = RunFolder(tmp_path)
     _publish(folder, "finetune", ["expert.json"])
     manifest = folder.manifest()
-    assert manifest.stage("finetune") is not None
+    record = manifest.stage("finetune")
+    assert record is not None
+    manifest.values["stages"]["finetune"] = dict(record)
     del manifest.values["stages"]["finetune"]["fingerprint"]
     manifest.values["stages"]["evaluate"] = "done"
+    manifest.write()
+    manifest.values["stages"]["synthesis"] = {**record, "files": 3}
     manifest.write()
     assert folder.manifest().values["stages"] == {}
 

@@ -73,8 +73,8 @@ def test_values_take_their_types(key: str, value: Any, expected: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("pairs", "many", "run.yaml: pairs: expected a whole number from 1; got 'many'"),
-        ("pairs", "0", "expected a whole number from 1; got '0'"),
+        ("pairs", "many", "run.yaml: pairs: expected a whole number from 1 to 1000000; got 'many'"),
+        ("pairs", "0", "expected a whole number from 1 to 1000000; got '0'"),
         ("pairs", 2.5, "got 2.5"),
         ("pairs", float("inf"), "got inf"),
         ("pairs", True, "got True"),
@@ -84,7 +84,11 @@ def test_values_take_their_types(key: str, value: Any, expected: Any) -> None:
         ("device", "gpu", "expected cpu, cuda or cuda:N, or none; got 'gpu'"),
         ("generator", "recrod", "one of record, reverse, meta; got 'recrod'"),
         ("filters", "noise,lenght", "got 'noise,lenght' (did you mean length?)"),
+        ("filters", ["noise", "lenght"], "(did you mean length?)"),
+        ("filters", "none", "or an empty text for none"),
+        ("filters", {"noise": 1}, "expected some of noise"),
         ("filters", 3, "expected some of noise"),
+        ("rank", "100000", "expected a whole number from 1 to 1024; got '100000'"),
         ("model", " ", "expected text"),
         ("model", None, "expected text; got None"),
         ("epoch", 3, "run.yaml: unknown setting epoch (did you mean epochs?)"),

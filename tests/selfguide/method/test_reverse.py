@@ -43,6 +43,14 @@ def test_the_adapter_learns_to_write_the_examples_inputs() -> None:
     assert likely(Writer(asks, Settings()).adapter) > before + 0.1
 
 
+def test_an_invented_output_ends_where_the_next_would_begin() -> None:
+    letters = tuple(replace(e, output=f"{e.output}\n\nbye") for e in FREE.examples)
+    asks = answerer(replace(FREE, examples=letters))
+    params = Writer(asks, REVERSE)._params(Candidate(0, 0, "reverse", "", None, 1))
+    assert set(params.stop) >= {"\nOutput:", "\nInput:"}
+    assert "\n\n" not in params.stop
+
+
 def test_the_asked_output_is_kept_and_compared_with_the_models_answer() -> None:
     asks = answerer(FREE)
     answer = asks.greedy(["one two"], Asking())[0]

@@ -120,6 +120,7 @@ def test_text_of_a_run_stays_text(tmp_path: Path) -> None:
     assert "img" not in page.tags
     assert "</script><script>alert(1)</script>" in page.text
     assert "שלום 👩‍🚀" in page.text
+    assert "\0" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_large_ledger_stays_small(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -133,15 +134,19 @@ def test_free_text_can_be_forced(tmp_path: Path, overrides: dict[str, str]) -> N
         ({"name": "a/b c"}, "name: 'a/b c' cannot name a folder"),
         ({"name": ".."}, "write task"),
         ({"stop": ""}, "stop: expected text or a list of texts"),
-        ({"eval_file": "none.jsonl"}, "none.jsonl: No such file"),
-        ({"inputs_file": "task.json"}, ""),
+        ({"eval_file": "none.jsonl"}, "none.jsonl': no such file"),
+        ({"eval_file": "."}, "a folder, not a file"),
+        ({"eval_file": "a\0b"}, "task.json: eval_file: "),
+        ({"eval_file": "~nobody-of-that-name/a"}, "task.json: eval_file: ~nobody-of-that-name/a"),
+        ({"inputs_file": "task.json"}, "task.json: expected a list"),
+        (
+            {"labels": ["good", "fair, but dear"]},
+            "item 2: output 'bad' is none of the labels good, 'fair, but dear'",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
     path = native(tmp_path, **keys)
-    if not message:
-        assert load_task(path).task.inputs  # any text file is a file of inputs
-        return
     with pytest.raises(UserError) as caught:
         load_task(path)
     assert message in str(caught.value)
@@ -178,6 +183,8 @@ def test_mistakes_in_evaluation_files(tmp_path: Path, lines: list[Any], message:
         ("instruction: Is it: good?\n", "task.yaml:1: YAML: mapping values are not allowed"),
         ("name: a\nname: b\n", "task.yaml:2: YAML: key name stands twice"),
         ("name: [a\n", "task.yaml:2: YAML"),
+        ('a: b\nname: "a\nb: c\n', "task.yaml:2: YAML: found unexpected end of stream"),
+        ("[" * 5000, "task.yaml: YAML: nested too deeply"),
         ("", "expected a task's keys"),
         ("- 3\n", "task.yaml, item 1: expected keys and values, got text"),
     ],
@@ -190,6 +197,49 @@ def test_broken_yaml(tmp_path: Path, text: str, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_null_is_no_instruction(tmp_path: Path) -> None:
+    path = write(tmp_path / "task.json", {"instruction": None, "examples": EXAMPLES})
+    with pytest.raises(UserError, match="instruction is missing"):
+        load_task(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"instruction": "a", "instruction": "b"}',
+            "task.json: JSON: key instruction stands twice",
+        ),
+        ("[" * 100_000, "task.json: JSON: nested too deeply"),
+    ],
+)
+def test_json_that_python_would_let_pass(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_task(write(tmp_path / "task.json", text))
+    assert str(caught.value).endswith(message)
+
+
+def test_a_list_in_a_file_of_lines(tmp_path: Path) -> None:
+    write(tmp_path / "eval.jsonl", "[", json.dumps(EXAMPLES[0]), "]")
+    with pytest.raises(UserError, match=r"eval\.jsonl:1: JSON: .* holds one list \.json"):
+        load_task(native(tmp_path, eval_file="eval.jsonl"))
+
+
+def test_inputs_in_a_json_list(tmp_path: Path) -> None:
+    (tmp_path / "inputs.json").write_text(json.dumps([{"input": "It was dark."}, "Lovely."]))
+    task = load_task(native(tmp_path, inputs_file="inputs.json")).task
+    assert task.inputs == ("It was dark.", "Lovely.")
+
+
+def test_a_mistake_is_where_it_was_made(tmp_path: Path) -> None:
+    path = native(tmp_path)
+    for key, value in {"labels": "good", "metric": "f1", "name": "a/b"}.items():
+        with pytest.raises(UserError, match=rf"^command line: {key}: "):
+            load_task(path, {key: value})
+        with pytest.raises(UserError, match=rf"^run\.yaml: {key}: "):
+            load_task(path, {key: value}, {key: "run.yaml"})
+
+
 def test_files_that_are_no_task(tmp_path: Path) -> None:
     latin = tmp_path / "task.yaml"
     latin.write_bytes("name: a\ninstruction: Café?\n".encode("latin-1"))
@@ -197,5 +247,5 @@ def test_files_that_are_no_task(tmp_path: Path) -> None:
         load_task(latin)
     with pytest.raises(UserError, match=r"a task is a .yaml"):
         load_task(tmp_path / "task.txt")
-    with pytest.raises(UserError, match=r"command line or run file: unknown key exmples"):
+    with pytest.raises(UserError, match=r"command line: unknown key exmples"):
         load_task(native(tmp_path), {"exmples": "x"})
