@@ -65,10 +65,11 @@ class Gradients:
         def compute(micro: MicroBatch, number: int) -> Tensor:
             seed = mix(self.config.seed, step, number)
             lora = TrainingLora(self.adapter, self.adapter.config.dropout, seed)
-            loss = self._loss(micro, lora, self.config.label_smoothing) * share
+            loss = self._loss(micro, lora, self.config.label_smoothing)
+            # Of the sum, and only then divided: in fp16 a mean's gradients would be subnormal.
             parts = torch.autograd.grad(loss, self.flat.views)
-            gradient.add_(torch.cat([part.reshape(-1) for part in parts]))
-            return loss.detach()
+            gradient.add_(torch.cat([part.reshape(-1) for part in parts]), alpha=share)
+            return loss.detach() * share
 
         return self._sum(batch, compute, f"step {step + 1}"), gradient
 

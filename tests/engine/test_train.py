@@ -182,6 +182,18 @@ def test_bf16_base_keeps_fp32_adapter(tmp_path: Path) -> None:
     assert result.losses[-1] < 0.8 * result.losses[0]
 
 
+def test_fp16_gradients_of_a_large_batch_are_not_subnormal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = tiny_setup(tmp_path, dtype=torch.float16)
+    adapter = tiny.adapter(trained=True)
+    expected = gradient(tiny, adapter)
+    monkeypatch.setattr(
+        "engine.training.gradients.count_targets", lambda batch: 2**16 * count_targets(batch)
+    )
+    assert_close(gradient(tiny, adapter) * 2**16, expected)
+
+
 def test_text_is_encoded_with_an_end_and_learnt(tiny: Setup) -> None:
     example = TrainExample("the colour of the sky is", " blue")
     (length,) = {len(tiny.tokenizer.encode_continuation(" blue"))}
