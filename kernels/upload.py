@@ -27,7 +27,8 @@ def pack(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
     `non_blocking`) are done.
     """
     starts, size = _layout(arrays)
-    buffer = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    pinned = device.type == "cuda"
+    buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
     room = buffer.numpy()
     for start, array in zip(starts, arrays, strict=True):
         part = room[start : start + array.nbytes].view(array.dtype)

@@ -187,7 +187,7 @@ def _sample_params(samples: list[Sample], device: torch.device) -> SampleParams:
     knobs = [one.request.params for one in samples]
 
     def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype)
+        return torch.tensor(values, dtype=dtype, device="cpu")
 
     params = SampleParams(
         temperature=column([k.temperature for k in knobs], torch.float32),
@@ -197,9 +197,9 @@ def _sample_params(samples: list[Sample], device: torch.device) -> SampleParams:
         repetition_penalty=column([k.repetition_penalty for k in knobs], torch.float32),
         seed=column([one.seed for one in samples], torch.int64),
         position=column([len(one.ids) for one in samples], torch.int64),
-        bias=Biases.of([k.logit_bias for k in knobs]),
-        seen=IdLists.of([one.seen for one in samples]),
-        allowed=IdLists.of([one.allowed for one in samples]),
+        bias=Biases.of([k.logit_bias for k in knobs], "cpu"),
+        seen=IdLists.of([one.seen for one in samples], "cpu"),
+        allowed=IdLists.of([one.allowed for one in samples], "cpu"),
     )
     return params.to(device)
 
