@@ -83,7 +83,7 @@ def paged_attention(
         seq_lens: `[S]` int32: tokens of each sequence in the cache, the queries' included.
         block_table: `[S, M]` int32: position `p` of sequence `s` lies in block
             `block_table[s, p // bs]` at offset `p % bs`.
-        scale: factor of the scores, usually `D ** -0.5`.
+        scale: factor of the scores, positive, usually `D ** -0.5`.
         window: a query at position `p` sees only `p - window + 1..p`; None for all.
         shared_blocks: a promise that the first so many entries of every row of `block_table` are
             the same, which lets a GPU read them once for all sequences. Not checked.
@@ -121,6 +121,8 @@ def paged_attention(
         )
     if window is not None and window < 1:
         raise ValueError(f"window: expected at least 1 or None, got {window}")
+    if not scale > 0:
+        raise ValueError(f"scale: must be positive, got {scale}")
     if not 0 <= shared_blocks <= block_table.shape[1]:
         raise ValueError(
             f"shared_blocks: expected 0..{block_table.shape[1]}, the width of block_table, "

@@ -17,7 +17,7 @@ from torch import Tensor
 from kernels.triton.paged_cascade import prefix_kernel
 from kernels.triton.paged_decode import merge_kernel, split_kernel
 from kernels.triton.paged_prefill import tile_kernel
-from kernels.triton.paged_tile import readable
+from kernels.triton.paged_tile import Cache, Queries
 from kernels.triton.target import arch, shared_bytes
 
 SPLIT = 256
@@ -87,13 +87,11 @@ def paged_attention(
     tokens, dim, sequences = len(q), q.shape[2], len(seq_lens)
     group = q.shape[1] // k_cache.shape[2]
     table = block_table if block_table.stride(-1) == 1 else block_table.contiguous()
-    caches = readable(k_cache), readable(v_cache), k_scale, v_scale
     few, many = _few_rows(group, dim, q.dtype), _many_rows(dim, k_cache.dtype, q.dtype)
     decode = tokens == sequences  # then each token is worked on by itself
     inputs = (
-        *(q, *caches, cu_seqlens_q.contiguous(), seq_lens.contiguous(), table),
-        *q.stride()[:2],
-        *(0 if x is None else x.stride(0) for x in caches),
+        *(Queries(q, *q.stride()[:2]), Cache.of(k_cache, v_cache, k_scale, v_scale)),
+        *(cu_seqlens_q.contiguous(), seq_lens.contiguous(), table, table.stride(0)),
         *(sequences, scale * _LOG2E, window or 0),
     )
     options = {
@@ -108,18 +106,17 @@ def paged_attention(
     }
     if not decode:
         grid = tokens * group // many.BLOCK_M + sequences, k_cache.shape[2]
-        tile_kernel[grid](*inputs, out, table.stride(0), **options, **many._asdict())
+        tile_kernel[grid](*inputs, out, **options, **many._asdict())
     multiple = max(few.BLOCK_N, many.BLOCK_N)  # both go over the keys by tiles of their own
     shared = _worth_sharing(k_cache, sequences, shared_blocks, multiple)
-    units = tokens if decode else sequences
-    _split(inputs, out, units, shared, options | {"TOKENS": decode}, few, many)
+    _split(inputs, out, table.shape[1], shared, options | {"TOKENS": decode}, few, many)
     return out
 
 
 def _split(
     inputs: tuple[Any, ...],
     out: Tensor,
-    units: int,
+    blocks: int,
     shared: int,
     options: dict[str, Any],
     few: _Tiles,
@@ -127,38 +124,37 @@ def _split(
 ) -> None:
     """Sequences of few queries: the `shared` leading keys of all, the others of each, the merge.
 
-    units: the tokens (TOKENS) or sequences that programs work on.
+    blocks: of the longest sequence.
     """
-    table, sequences, window = inputs[7], inputs[-3], inputs[-1]
-    heads, dim = out.shape[1:]
-    slots, kv_heads = units * options["PER"], options["HKV"]
-    splits = triton.cdiv(table.shape[1] * options["BS"], SPLIT)
+    layout, (sequences, _, window) = inputs[2:4], inputs[-3:]
+    tokens, heads, dim = out.shape
+    kv_heads, group, per = (options[name] for name in ("HKV", "GROUP", "PER"))
+    units, slots = sequences, min(tokens, sequences * per)
+    if options["TOKENS"]:
+        units = slots = tokens
+    splits = triton.cdiv(blocks * options["BS"], SPLIT)
     partials = splits + (shared % SPLIT != 0)
     options = options | {"SPLIT": SPLIT}
     part = lse = out
     merged = shared > 0 or partials > 1
     if merged:
-        shape, device = (slots, heads, partials), out.device
-        part = torch.empty((*shape, dim), dtype=torch.float32, device=device)
-        lse = torch.empty(shape, dtype=torch.float32, device=device)
+        shape = slots, heads, partials
+        part = torch.empty((*shape, dim), dtype=torch.float32, device=out.device)
+        lse = torch.empty(shape, dtype=torch.float32, device=out.device)
     if shared:
-        rows = triton.cdiv(slots * options["GROUP"], many.BLOCK_M)
-        outputs = part, lse, slots, shared, partials
-        prefix_kernel[rows, kv_heads, triton.cdiv(shared, SPLIT)](
-            *inputs, *outputs, **options, **many._asdict()
+        grid = triton.cdiv(slots * group, many.BLOCK_M), kv_heads, triton.cdiv(shared, SPLIT)
+        prefix_kernel[grid](
+            *inputs, *(part, lse, slots, shared, partials), **options, **many._asdict()
         )
-    if splits > shared // SPLIT:
-        outputs = part, lse, table.stride(0), shared, partials
-        whole = {"WHOLE": not merged}
-        split_kernel[units * kv_heads, splits - shared // SPLIT](
-            *inputs, *outputs, **options, **whole, **few._asdict()
-        )
+    if (own := splits - shared // SPLIT) > 0:
+        outputs, whole = (part, lse, shared, partials), {"WHOLE": not merged}
+        split_kernel[own, kv_heads, units](*inputs, *outputs, **options, **whole, **few._asdict())
     if merged:
         names = "D", "PER", "BLOCK_D", "TOKENS", "WINDOW", "SPLIT"
         chosen = {name: options[name] for name in names}
         numbers = sequences, shared, partials, window
         merge_kernel[slots, heads](
-            part, lse, out, *inputs[5:7], *numbers, H=heads, BLOCK_C=8, num_warps=1, **chosen
+            part, lse, out, *layout, *numbers, H=heads, BLOCK_C=8, num_warps=1, **chosen
         )
 
 

@@ -5,25 +5,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.triton.paged_tile import attend, finished, sequences_of
+from kernels.triton.paged_tile import (
+    attend,
+    finished,
+    first_slot,
+    load_queries,
+    nothing_yet,
+    sequences_of,
+)
+
+_CHANGES = ["stride_table", "sequences", "slots", "shared", "partials", "window"]
 
 
-@triton.jit(do_not_specialize=["sequences", "slots", "shared", "partials", "window"])
+@triton.jit(do_not_specialize=_CHANGES)
 def prefix_kernel(
-    p_q,
-    p_k,
-    p_v,
-    p_k_scale,
-    p_v_scale,
+    queries,
+    cache,
     p_cu,
     p_lens,
     p_table,
-    stride_q,
-    stride_q_head,
-    stride_k,
-    stride_v,
-    stride_k_scale,
-    stride_v_scale,
+    stride_table,
     sequences,
     scale_log2,
     window,
@@ -53,15 +54,12 @@ def prefix_kernel(
     o_u = o_r // GROUP
     m_r = o_u < slots
     # [BLOCK_M]
-    if TOKENS:
-        b_t = tl.where(m_r, o_u, 0)
-        b_s = sequences_of(p_cu, b_t, sequences)
-        b_end = tl.load(p_cu + b_s + 1)
-    else:
-        b_s = tl.where(m_r, o_u // PER, 0)
-        b_start = tl.load(p_cu + b_s)
-        b_end = tl.load(p_cu + b_s + 1)
-        b_t = b_start + o_u % PER
+    b_u = tl.where(m_r, o_u, 0)
+    b_s = sequences_of(p_cu, b_u, sequences, PER, TOKENS)
+    b_end = tl.load(p_cu + b_s + 1)
+    b_start = tl.load(p_cu + b_s)
+    b_t = b_start + b_u - first_slot(p_cu, b_s, PER, TOKENS)
+    if not TOKENS:
         m_r = m_r & (b_t < b_end) & (b_end - b_start <= PER)
     b_pos = tl.where(m_r, tl.load(p_lens + b_s) - b_end + b_t, -1)
     first = i_split * SPLIT
@@ -72,27 +70,14 @@ def prefix_kernel(
     if tl.maximum(first, low) >= last:
         return
 
-    m = m_r[:, None] & (o_d < D)[None, :]
     o_head = i_h * GROUP + o_r % GROUP
-    # [BLOCK_M, BLOCK_D]
-    p = p_q + (b_t.to(tl.int64) * stride_q + o_head * stride_q_head)[:, None] + o_d[None, :]
-    b_q = tl.load(p, mask=m, other=0.0)
     # `first` must not come of a reduction, as `low` does: loads that depend on one get no vectors.
-    b_acc, b_max, b_sum = attend(
-        b_q,
+    state = attend(
+        load_queries(queries, b_t, o_head, m_r, D, BLOCK_D),
         b_pos,
-        tl.zeros([BLOCK_M, BLOCK_D], tl.float32),
-        tl.full([BLOCK_M], float("-inf"), tl.float32),
-        tl.zeros([BLOCK_M], tl.float32),
+        nothing_yet(BLOCK_M, BLOCK_D),
+        cache,
         p_table,
-        p_k,
-        p_v,
-        p_k_scale,
-        p_v_scale,
-        stride_k,
-        stride_v,
-        stride_k_scale,
-        stride_v_scale,
         i_h,
         low,
         first,
@@ -108,7 +93,8 @@ def prefix_kernel(
         MASKED=True,
         NATIVE_FP8=NATIVE_FP8,
     )
-    b_out, b_lse = finished(b_acc, b_max, b_sum, p_v_scale is not None)
+    b_out, b_lse = finished(state, cache.p_v_scale is not None)
     o_out = (o_u.to(tl.int64) * (HKV * GROUP) + o_head) * partials + i_split
     tl.store(p_lse + o_out, b_lse, mask=m_r)
+    m = m_r[:, None] & (o_d < D)[None, :]
     tl.store(p_out + o_out[:, None] * D + o_d[None, :], b_out, mask=m)

@@ -5,32 +5,32 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.triton.paged_tile import attend, finished, sequence_of
-
+from kernels.triton.paged_tile import (
+    attend,
+    finished,
+    first_slot,
+    load_queries,
+    nothing_yet,
+    sequence_of,
+)
 
 # What is not specialised changes from step to step, and must not make Triton compile anew.
-@triton.jit(do_not_specialize=["stride_table", "sequences", "shared", "partials", "window"])
+_CHANGES = ["stride_table", "sequences", "shared", "partials", "window"]
+
+
+@triton.jit(do_not_specialize=_CHANGES)
 def split_kernel(
-    p_q,
-    p_k,
-    p_v,
-    p_k_scale,
-    p_v_scale,
+    queries,
+    cache,
     p_cu,
     p_lens,
     p_table,
-    stride_q,
-    stride_q_head,
-    stride_k,
-    stride_v,
-    stride_k_scale,
-    stride_v_scale,
+    stride_table,
     sequences,
     scale_log2,
     window,
     p_out,
     p_lse,
-    stride_table,
     shared,
     partials,
     HKV: tl.constexpr,
@@ -51,11 +51,13 @@ def split_kernel(
 
     WHOLE: there is but one split, and the output is final instead of partial.
     """
-    i_h = tl.program_id(0) % HKV
-    i_item = tl.program_id(0) // HKV
-    i_split = tl.program_id(1) + shared // SPLIT
+    # The splits are the fastest axis, so that those past a sequence's end, which do nothing, lie
+    # scattered over the grid and not behind all others. Divisions in its stead cost 30 registers.
+    i_split = tl.program_id(0) + shared // SPLIT
+    i_h = tl.program_id(1)
+    i_item = tl.program_id(2)
     if TOKENS:
-        i_s = sequence_of(p_cu, i_item, sequences)
+        i_s = sequence_of(p_cu, i_item, sequences, PER, TOKENS)
         i_t = i_item
         i_end = tl.load(p_cu + i_s + 1)
         count = 1
@@ -78,27 +80,14 @@ def split_kernel(
     o_r = tl.arange(0, BLOCK_M)
     o_d = tl.arange(0, BLOCK_D)
     m_r = o_r < count * GROUP
-    m = m_r[:, None] & (o_d < D)[None, :]
     o_i = o_r // GROUP
     o_head = i_h * GROUP + o_r % GROUP
-    o_q = (i_t + o_i).to(tl.int64) * stride_q + o_head * stride_q_head
-    # [BLOCK_M, BLOCK_D]
-    b_q = tl.load(p_q + o_q[:, None] + o_d[None, :], mask=m, other=0.0)
-    b_acc, b_max, b_sum = attend(
-        b_q,
+    state = attend(
+        load_queries(queries, i_t + o_i, o_head, m_r, D, BLOCK_D),
         tl.where(m_r, position + o_i, -1),
-        tl.zeros([BLOCK_M, BLOCK_D], tl.float32),
-        tl.full([BLOCK_M], float("-inf"), tl.float32),
-        tl.zeros([BLOCK_M], tl.float32),
+        nothing_yet(BLOCK_M, BLOCK_D),
+        cache,
         p_table + i_s.to(tl.int64) * stride_table,
-        p_k,
-        p_v,
-        p_k_scale,
-        p_v_scale,
-        stride_k,
-        stride_v,
-        stride_k_scale,
-        stride_v_scale,
         i_h,
         low,
         first,
@@ -114,15 +103,16 @@ def split_kernel(
         MASKED=True,
         NATIVE_FP8=NATIVE_FP8,
     )
-    b_out, b_lse = finished(b_acc, b_max, b_sum, p_v_scale is not None)
+    b_out, b_lse = finished(state, cache.p_v_scale is not None)
     if WHOLE:
         o_out = (i_t + o_i).to(tl.int64) * (HKV * GROUP) + o_head
     else:
-        o_u = i_item * PER + o_i
+        i_u = i_t if TOKENS else first_slot(p_cu, i_s, PER, TOKENS)
         i_partial = i_split + (shared % SPLIT != 0)
-        o_out = (o_u.to(tl.int64) * (HKV * GROUP) + o_head) * partials + i_partial
+        o_out = ((i_u + o_i).to(tl.int64) * (HKV * GROUP) + o_head) * partials + i_partial
         tl.store(p_lse + o_out, b_lse, mask=m_r)
     p = p_out + o_out[:, None] * D + o_d[None, :]
+    m = m_r[:, None] & (o_d < D)[None, :]
     tl.store(p, b_out.to(p_out.dtype.element_ty), mask=m)
 
 
@@ -150,17 +140,12 @@ def merge_kernel(
     splits that it sees: of the shared keys first, then of its own."""
     i_u = tl.program_id(0)
     i_head = tl.program_id(1)
-    if TOKENS:
-        i_t = i_u
-        i_s = sequence_of(p_cu, i_u, sequences)
-        i_end = tl.load(p_cu + i_s + 1)
-    else:
-        i_s = i_u // PER
-        i_start = tl.load(p_cu + i_s)
-        i_end = tl.load(p_cu + i_s + 1)
-        i_t = i_start + i_u % PER
-        if (i_t >= i_end) | (i_end - i_start > PER):
-            return
+    i_s = sequence_of(p_cu, i_u, sequences, PER, TOKENS)
+    i_start = tl.load(p_cu + i_s)
+    i_end = tl.load(p_cu + i_s + 1)
+    i_t = i_start + i_u - first_slot(p_cu, i_s, PER, TOKENS)
+    if not TOKENS and ((i_t >= i_end) | (i_end - i_start > PER)):
+        return
     position = tl.load(p_lens + i_s) - i_end + i_t
     low = 0
     if WINDOW:

@@ -5,30 +5,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.triton.paged_tile import attend, finished
+from kernels.triton.paged_tile import attend, finished, load_queries, nothing_yet
 
 
 @triton.jit(do_not_specialize=["stride_table", "sequences", "window"])
 def tile_kernel(
-    p_q,
-    p_k,
-    p_v,
-    p_k_scale,
-    p_v_scale,
+    queries,
+    cache,
     p_cu,
     p_lens,
     p_table,
-    stride_q,
-    stride_q_head,
-    stride_k,
-    stride_v,
-    stride_k_scale,
-    stride_v_scale,
+    stride_table,
     sequences,
     scale_log2,
     window,
     p_out,
-    stride_table,
     HKV: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
@@ -63,17 +54,13 @@ def tile_kernel(
     o_r = i_row + tl.arange(0, BLOCK_M)
     o_d = tl.arange(0, BLOCK_D)
     m_r = o_r < rows
-    m = m_r[:, None] & (o_d < D)[None, :]
-    o_t = (i_t + o_r // GROUP).to(tl.int64)
+    b_t = i_t + o_r // GROUP
     o_head = i_h * GROUP + o_r % GROUP
     position = tl.load(p_lens + i_s) - i_end + i_t
     b_pos = tl.where(m_r, position + o_r // GROUP, -1)
     # [BLOCK_M, BLOCK_D]
-    p = p_q + (o_t * stride_q + o_head * stride_q_head)[:, None] + o_d[None, :]
-    b_q = tl.load(p, mask=m, other=0.0)
-    b_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    b_sum = tl.zeros([BLOCK_M], tl.float32)
+    b_q = load_queries(queries, b_t, o_head, m_r, D, BLOCK_D)
+    state = nothing_yet(BLOCK_M, BLOCK_D)
 
     first_seen = position + i_row // GROUP + 1  # keys that the first row sees
     last = tl.max(b_pos, 0) + 1
@@ -83,21 +70,12 @@ def tile_kernel(
     start = low // BLOCK_N * BLOCK_N
     for masked in tl.static_range(WINDOW, 2):
         stop = last if masked else first_seen // BLOCK_N * BLOCK_N
-        b_acc, b_max, b_sum = attend(
+        state = attend(
             b_q,
             b_pos,
-            b_acc,
-            b_max,
-            b_sum,
+            state,
+            cache,
             p_table + tl.cast(i_s, tl.int64) * stride_table,
-            p_k,
-            p_v,
-            p_k_scale,
-            p_v_scale,
-            stride_k,
-            stride_v,
-            stride_k_scale,
-            stride_v_scale,
             i_h,
             low,
             start,
@@ -114,6 +92,7 @@ def tile_kernel(
             NATIVE_FP8=NATIVE_FP8,
         )
         start = stop
-    b_out, _ = finished(b_acc, b_max, b_sum, p_v_scale is not None)
-    p = p_out + (o_t * (HKV * GROUP) + o_head)[:, None] * D + o_d[None, :]
-    tl.store(p, b_out.to(p_out.dtype.element_ty), mask=m)
+    b_out, _ = finished(state, cache.p_v_scale is not None)
+    o_out = b_t.to(tl.int64) * (HKV * GROUP) + o_head
+    m = m_r[:, None] & (o_d < D)[None, :]
+    tl.store(p_out + o_out[:, None] * D + o_d[None, :], b_out.to(p_out.dtype.element_ty), mask=m)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.paged_tile import readable
+from kernels.triton.paged_tile import Cache
 
 _TILE = 2048  # elements of k, and of v, that a program holds
 
@@ -32,24 +32,17 @@ def _quantised(b_x, INT8: tl.constexpr):
     return b_y, b_scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # it changes from step to step
 def _store_kernel(
     p_k,
     p_v,
-    p_k_cache,
-    p_v_cache,
-    p_k_scale,
-    p_v_scale,
+    cache,
     p_slots,
     rows,
     stride_k,
     stride_k_head,
     stride_v,
     stride_v_head,
-    stride_k_cache,
-    stride_v_cache,
-    stride_k_scale,
-    stride_v_scale,
     HKV: tl.constexpr,
     D: tl.constexpr,
     BS: tl.constexpr,
@@ -70,14 +63,14 @@ def _store_kernel(
     b_k = tl.load(p, mask=m, other=0.0)
     p = p_v + (o_t * stride_v + o_h * stride_v_head)[:, None] + o_d[None, :]
     b_v = tl.load(p, mask=m, other=0.0)
-    if p_k_scale is not None:
-        b_k, b_k_scale = _quantised(b_k, p_k_cache.dtype.element_ty == tl.int8)
-        b_v, b_v_scale = _quantised(b_v, p_v_cache.dtype.element_ty == tl.int8)
-        tl.store(p_k_scale + o_block * stride_k_scale + o_in, b_k_scale, mask=m_r)
-        tl.store(p_v_scale + o_block * stride_v_scale + o_in, b_v_scale, mask=m_r)
-    p = p_k_cache + (o_block * stride_k_cache + o_in * D)[:, None] + o_d[None, :]
+    if cache.p_k_scale is not None:
+        b_k, b_k_scale = _quantised(b_k, cache.p_k.dtype.element_ty == tl.int8)
+        b_v, b_v_scale = _quantised(b_v, cache.p_v.dtype.element_ty == tl.int8)
+        tl.store(cache.p_k_scale + o_block * cache.stride_k_scale + o_in, b_k_scale, mask=m_r)
+        tl.store(cache.p_v_scale + o_block * cache.stride_v_scale + o_in, b_v_scale, mask=m_r)
+    p = cache.p_k + (o_block * cache.stride_k + o_in * D)[:, None] + o_d[None, :]
     tl.store(p, b_k, mask=m)
-    p = p_v_cache + (o_block * stride_v_cache + o_in * D)[:, None] + o_d[None, :]
+    p = cache.p_v + (o_block * cache.stride_v + o_in * D)[:, None] + o_d[None, :]
     tl.store(p, b_v, mask=m)
 
 
@@ -93,13 +86,12 @@ def store_kv(
     if k.numel() == 0:
         return
     k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
-    caches = readable(k_cache), readable(v_cache), k_scale, v_scale
     (_, block_size, heads, dim), rows = k_cache.shape, k.shape[0] * k.shape[1]
     block_d = triton.next_power_of_2(dim)
     block_r = max(1, _TILE // block_d)
     _store_kernel[(triton.cdiv(rows, block_r),)](
-        *(k, v, *caches, slots.contiguous(), rows, *k.stride()[:2], *v.stride()[:2]),
-        *(0 if x is None else x.stride(0) for x in caches),
+        *(k, v, Cache.of(k_cache, v_cache, k_scale, v_scale), slots.contiguous(), rows),
+        *(*k.stride()[:2], *v.stride()[:2]),
         HKV=heads,
         D=dim,
         BS=block_size,

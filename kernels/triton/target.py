@@ -13,7 +13,7 @@ _SHARED = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120
 
 
 def arch() -> int:
-    """The compute capability times ten: 80 (A100), 86, 89 (RTX 4090, L4), 90 (H100, H200), 120 (RTX 5090)...
+    """The compute capability times ten: 80 (A100), 89 (RTX 4090), 90 (H100, H200)...
 
     90 under the interpreter, so that it runs the same code as the newest card.
     """

@@ -28,13 +28,14 @@ class Batch:
     block_table: Tensor
     window: int | None = None
     shared_blocks: int = 0
+    scale: float = 0.3
     scales: tuple[Tensor, Tensor] | None = None
 
     def run(self) -> Tensor:
         k_scale, v_scale = self.scales or (None, None)
         return paged_attention(
             *self.tensors(),
-            0.3,
+            self.scale,
             self.window,
             shared_blocks=self.shared_blocks,
             k_scale=k_scale,
@@ -46,7 +47,7 @@ class Batch:
         if self.scales:
             caches = [x * s[..., None] for x, s in zip(caches, self.scales, strict=True)]
         return paged_attention_reference(
-            self.q.double(), *caches, *self.tensors()[3:], 0.3, self.window
+            self.q.double(), *caches, *self.tensors()[3:], self.scale, self.window
         )
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -340,6 +341,7 @@ def test_bad_arguments() -> None:
         "seq_lens": batch.seq_lens.long(),
         "block_table": batch.block_table[:1],
         "window": 0,
+        "scale": 0.0,
         "shared_blocks": 3,
     }
     for name, value in bad.items():
