@@ -77,7 +77,7 @@ def _sum_splits_kernel(
     # [BLOCK]
     b_y = tl.load(p_partial + o, mask=m, other=0.0)
     for i_split in tl.static_range(1, SPLITS):
-        b_y += tl.load(p_partial + i_split * count.to(tl.int64) + o, mask=m, other=0.0)
+        b_y += tl.load(p_partial + i_split * tl.cast(count, tl.int64) + o, mask=m, other=0.0)
     if HAS_BIAS:
         b_y += tl.load(p_bias + o % N, mask=m, other=0.0).to(tl.float32)
     tl.store(p_y + o, b_y.to(p_y.dtype.element_ty), mask=m)

@@ -18,6 +18,7 @@ from kernels.linear import add_base_linear_
 from kernels.lora import LoraPlan, lora_linear_forward_reference
 from kernels.quantized import Weight
 from kernels.triton.lora_tile import (
+    aligned_rows,
     columns_of_s,
     contiguous_rows,
     expand_tile,
@@ -30,7 +31,7 @@ from kernels.triton.target import multiprocessors
 _LEAST_PART = 512  # columns of X, where it is cut
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def shrink_kernel(
     p_x,
     slices,  # (A, its first column of S, the one after its last) of each
@@ -40,19 +41,25 @@ def shrink_kernel(
     stride_x,
     chunk,
     R,
+    ALIGNED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    o_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    o_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    # neighbouring programs share rows of X
+    o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_t = tl.program_id(1).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     split = tl.program_id(2)
     # [BLOCK_R]
-    p_row, stop = slices[0][0] + o_r * k, slices[0][2]
+    p_a, first, stop = slices[0]
     for i in tl.static_range(1, len(slices)):
         here = o_r >= slices[i][1]
-        p_row = tl.where(here, slices[i][0] + (o_r - slices[i][1]) * k, p_row)
+        p_a = tl.where(here, slices[i][0], p_a)
+        first = tl.where(here, slices[i][1], first)
         stop = tl.where(here, slices[i][2], stop)
+    p_row = p_a + (o_r - first) * k
+    if ALIGNED:  # which Triton 3.9 does not see through a choice of pointers
+        p_row = tl.multiple_of(p_row, 16)
     begin, end = split * chunk, min(k, split * chunk + chunk)
     b_s = shrink_tile(p_row, o_r < stop, p_x, o_t, rows, stride_x, begin, end, BLOCK_K)
     m = (o_t < rows)[:, None] & (o_r < R)[None, :]
@@ -60,7 +67,7 @@ def shrink_kernel(
     tl.store(p_s + o_s, b_s.to(p_s.dtype.element_ty), mask=m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _expand_kernel(
     p_y,
     p_s,
@@ -106,6 +113,7 @@ def _expand_kernel(
                 stride_n,
                 stride_r,
                 SPLITS,
+                True,
                 BLOCK_R,
                 p_y.dtype.element_ty,
             )
@@ -150,7 +158,7 @@ def _shrink(x: Tensor, a: Sequence[Tensor]) -> Tensor:
     # 64 rows are one wgmma. All ranks up to 128 in one program, so that X is read once; what a card
     # lacks in row tiles it gets in parts of K.
     config = shrink_config(64, rank_block(ranks, 128 if x.dtype.itemsize == 2 else 32), x.dtype)
-    tiles = triton.cdiv(rows, 64), triton.cdiv(ranks, config["BLOCK_R"])
+    tiles = triton.cdiv(ranks, config["BLOCK_R"]), triton.cdiv(rows, 64)
     most = multiprocessors(x.device) // max(1, tiles[0] * tiles[1])
     splits = max(1, min(most, k // _LEAST_PART))
     chunk = triton.cdiv(triton.cdiv(k, splits), config["BLOCK_K"]) * config["BLOCK_K"]
@@ -158,18 +166,35 @@ def _shrink(x: Tensor, a: Sequence[Tensor]) -> Tensor:
     dtype = x.dtype if splits == 1 else torch.float32
     s = torch.empty(splits, rows, ranks, dtype=dtype, device=x.device)
     if s.numel():
-        grid = *tiles, splits
-        slices = shrink_slices(a, firsts)
-        shrink_kernel[grid](x, slices, s, rows, k, x.stride(0), chunk, ranks, **config)
+        launch_shrink(s, x, a, firsts, chunk, config)
     return total(s, x.dtype)
 
 
-def shrink_slices(
-    a: Sequence[Tensor], firsts: Sequence[int]
-) -> tuple[tuple[Tensor, int, int], ...]:
-    """Each update's A as the kernel takes it."""
+def launch_shrink(
+    s: Tensor,
+    x: Tensor,
+    a: Sequence[Tensor],
+    firsts: Sequence[int],
+    chunk: int,
+    config: dict[str, int],
+) -> None:
+    """Writes the parts of S, `chunk` columns of X in each."""
+    splits, rows, ranks = s.shape
+    grid = triton.cdiv(ranks, config["BLOCK_R"]), triton.cdiv(rows, config["BLOCK_T"]), splits
+    a = [part.contiguous() for part in a]
     parts = zip(a, firsts, strict=True)
-    return tuple((part.contiguous(), first, first + len(part)) for part, first in parts)
+    shrink_kernel[grid](
+        x,
+        tuple((part, first, first + len(part)) for part, first in parts),
+        s,
+        rows,
+        x.shape[1],
+        x.stride(0),
+        chunk,
+        ranks,
+        ALIGNED=aligned_rows(a),
+        **config,
+    )
 
 
 def expand_slice(

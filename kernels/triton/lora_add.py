@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from kernels.lora import LoraSlice
-from kernels.triton.lora import expand_slice, launch_expand, shrink_kernel, shrink_slices
+from kernels.triton.lora import expand_slice, launch_expand, launch_shrink
 from kernels.triton.lora_tile import (
     columns_of_s,
     contiguous_rows,
@@ -46,9 +46,7 @@ def lora_add_(y: Tensor, x: Tensor, lora: Sequence[LoraSlice]) -> Tensor:
     # 32 ranks a program: X is read from L2 again for more, and few rows have programs enough.
     block_r = rank_block(ranks, 32)
     config = shrink_config(ADD_ROWS, block_r, x.dtype)
-    grid = triton.cdiv(rows, ADD_ROWS), triton.cdiv(ranks, block_r), splits
-    a = shrink_slices(of_one_dtype([part.a for part in lora], x.dtype), firsts)
-    shrink_kernel[grid](x, a, s, rows, x.shape[1], x.stride(0), chunk, ranks, **config)
+    launch_shrink(s, x, of_one_dtype([part.a for part in lora], x.dtype), firsts, chunk, config)
     slices = [
         expand_slice(part.b, part.start, first, part.scale)
         for part, first in zip(lora, firsts, strict=True)

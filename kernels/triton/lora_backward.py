@@ -17,11 +17,17 @@ from kernels.linear import add_base_linear_dx_
 from kernels.lora import LoraPlan, lora_linear_backward_reference
 from kernels.quantized import Weight
 from kernels.triton.lora import expand, expand_slice, total
-from kernels.triton.lora_tile import columns_of_s, contiguous_rows, of_one_dtype, rank_block
+from kernels.triton.lora_tile import (
+    columns_of_s,
+    contiguous_rows,
+    of_one_dtype,
+    padded_rank,
+    rank_block,
+)
 from kernels.triton.target import multiprocessors, shared_bytes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "chunks"])
 def _dy_kernel(
     p_dy,
     p_s,
@@ -33,6 +39,7 @@ def _dy_kernel(
     R,
     size,
     chunks,
+    width,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -53,11 +60,10 @@ def _dy_kernel(
     o_t = i_t * BLOCK_T + tl.arange(0, BLOCK_T)
     o_r = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)
     m_t, m_r = o_t < rows, o_r < rank
-    m_s = m_t[:, None] & m_r[None, :]
+    m_s = m_t[:, None] & (o_r < padded_rank(rank))[None, :]
     # [BLOCK_T, BLOCK_R]
     b_s = tl.load(p_s + o_t[:, None] * R + (inner + o_r)[None, :], mask=m_s, other=0.0)
     b_ds = tl.zeros((BLOCK_T, BLOCK_R), tl.float32)
-    width = tl.cdiv(tl.cdiv(n, chunks), BLOCK_N) * BLOCK_N
     for i_n in range(i_c * width, min(n, i_c * width + width), BLOCK_N):
         o_n = i_n + tl.arange(0, BLOCK_N)
         m_n = o_n < n
@@ -73,11 +79,10 @@ def _dy_kernel(
         o_db = i_t * size + place + o_n[:, None] * rank + o_r[None, :]
         tl.store(p_db + o_db, b_db, mask=m_b)
     o_ds = (i_c * rows + o_t)[:, None] * R + (inner + o_r)[None, :]
-    m_ds = m_t[:, None] & (o_r < tl.cdiv(rank, 16) * 16)[None, :]  # zeros as far as S has columns
-    tl.store(p_ds + o_ds, b_ds * scale, mask=m_ds)
+    tl.store(p_ds + o_ds, b_ds * scale, mask=m_s)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _da_kernel(
     p_x,
     p_ds,
@@ -140,17 +145,18 @@ def _dy_pass(
     )
     widest = max(part.shape[1] for part in b)
     config = _dy_config(widest, dy.dtype)
-    tiles = triton.cdiv(rows, config["BLOCK_T"])
-    # Two programs for each multiprocessor, whatever the rows; each makes its own part of dS.
-    wanted = 2 * multiprocessors(dy.device) // max(1, tiles * len(b))
-    most = triton.cdiv(max(len(part) for part in b), config["BLOCK_N"])
-    chunks = max(1, min(wanted, most))
+    tiles, columns = triton.cdiv(rows, config["BLOCK_T"]), [len(part) for part in b]
+    # Two programs for each multiprocessor, whatever the rows; each makes its own part of dS. All
+    # get as many columns, so that a wide slice is cut into more parts than a narrow one.
+    wanted = max(1, 2 * multiprocessors(dy.device) // max(1, tiles))
+    width = triton.cdiv(triton.cdiv(sum(columns), wanted), config["BLOCK_N"]) * config["BLOCK_N"]
+    chunks = triton.cdiv(max(columns), width)
     ds = torch.empty(chunks, rows, ranks, dtype=torch.float32, device=dy.device)
     db = torch.empty(tiles, sum(sizes), dtype=torch.float32, device=dy.device)
     if tiles:
         grid = tiles, chunks * len(b), triton.cdiv(widest, config["BLOCK_R"])
         _dy_kernel[grid](
-            dy, s, slices, ds, db, rows, dy.stride(0), ranks, sum(sizes), chunks, **config
+            dy, s, slices, ds, db, rows, dy.stride(0), ranks, sum(sizes), chunks, width, **config
         )
     flat = total(db, torch.float32).split(sizes)
     return total(ds, dy.dtype), [part.view(own.shape) for part, own in zip(flat, b, strict=True)]

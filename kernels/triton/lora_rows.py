@@ -29,7 +29,7 @@ def _address(p_entry, p_like, ALIGNED: tl.constexpr):
     return tl.multiple_of(p, 16) if ALIGNED else p
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["linear", "rows"])
 def _shrink_rows_kernel(
     p_x,
     p_tiles,
@@ -66,7 +66,7 @@ def _shrink_rows_kernel(
     tl.store(p_s + o_s, b_s, mask=(o_t < stop)[:, None] & (o_r < rank)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["linear"])
 def _expand_rows_kernel(
     p_y,
     p_tiles,
@@ -114,6 +114,7 @@ def _expand_rows_kernel(
                 1,
                 n,
                 SPLITS,
+                False,
                 BLOCK_R,
                 p_y.dtype.element_ty,
             )

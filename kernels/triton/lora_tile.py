@@ -40,6 +40,12 @@ def shrink_tile(
 
 
 @triton.jit
+def padded_rank(rank):
+    """An update's columns of S with the zeros behind them: rows are read in whole vectors."""
+    return tl.cdiv(rank, 16) * 16
+
+
+@triton.jit
 def expand_tile(
     b_y,
     p_s,
@@ -52,15 +58,20 @@ def expand_tile(
     stride_n,
     stride_r,
     SPLITS: tl.constexpr,
+    PADDED: tl.constexpr,
     BLOCK_R: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """b_y + S Bᵀ; `p_s` points to the rows of S, which is the sum of `SPLITS` parts."""
+    """b_y + S Bᵀ; `p_s` points to the rows of S, which is the sum of `SPLITS` parts.
+
+    `PADDED`: S holds zeros from column `rank` to the next multiple of 16, as `columns_of_s` says.
+    """
+    columns = padded_rank(rank) if PADDED else rank
     for i_r in tl.range(0, rank, BLOCK_R, num_stages=1):
         o_r = i_r + tl.arange(0, BLOCK_R)
         m_r = o_r < rank
         # [BLOCK_T, BLOCK_R]
-        m_s = m_t[:, None] & m_r[None, :]
+        m_s = m_t[:, None] & (o_r < columns)[None, :]
         b_s = tl.load(p_s[:, None] + o_r[None, :], mask=m_s, other=0.0)
         for i in tl.static_range(1, SPLITS):
             p_part = p_s + i * stride_split
@@ -75,6 +86,11 @@ def expand_tile(
 def contiguous_rows(x: Tensor) -> Tensor:
     """`x`, or a copy of it whose rows' elements lie next to each other."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def aligned_rows(a: Sequence[Tensor]) -> bool:
+    """Whether all rows of contiguous tensors begin at multiples of 16 bytes."""
+    return all(x.data_ptr() % 16 == 0 == x.shape[1] * x.itemsize % 16 for x in a)
 
 
 def of_one_dtype(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 _TILE = 4096  # elements that a program holds at most, unless one row is longer
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _rms_norm_kernel(
     p_x,
     p_residual,
@@ -45,7 +45,7 @@ def _rms_norm_kernel(
     tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _rms_norm_backward_kernel(
     p_dy,
     p_dtotal,

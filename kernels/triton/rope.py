@@ -52,7 +52,7 @@ def _rotate(
     tl.store(p_y + o_y + HALF, b_second.to(p_y.dtype.element_ty), mask=m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "q_tiles"])
 def _rope_kernel(
     p_q,
     p_k,

@@ -13,12 +13,21 @@ _TILE = 2048
 
 
 @triton.jit
-def _swiglu_kernel(p_x, p_y, total, stride, F: tl.constexpr, BLOCK: tl.constexpr):
+def _tile(total, F: tl.constexpr, BLOCK: tl.constexpr):
+    """A program's first output and its row, its outputs counted from that row's start, and which
+    of them there are."""
     i_first = tl.program_id(0).to(tl.int64) * BLOCK
-    o = (i_first % F).to(tl.int32) + tl.arange(0, BLOCK)  # from the tile's first row's start
-    m = o < total - i_first // F * F
+    i_row = i_first // F
+    # No `%` here: of a 64-bit one Triton 3.6 forgets what divides it, and accesses take 2 bytes.
+    o = (i_first - i_row * F).to(tl.int32) + tl.arange(0, BLOCK)
+    return i_first, i_row, o, o < total - i_row * F
+
+
+@triton.jit
+def _swiglu_kernel(p_x, p_y, total, stride, F: tl.constexpr, BLOCK: tl.constexpr):
+    i_first, i_row, o, m = _tile(total, F, BLOCK)
     # [BLOCK]
-    o_x = (i_first // F + o // F) * stride + o % F
+    o_x = (i_row + o // F) * stride + o % F
     b_gate = tl.load(p_x + o_x, mask=m, other=0.0).to(tl.float32)
     b_up = tl.load(p_x + o_x + F, mask=m, other=0.0).to(tl.float32)
     b_y = b_gate * tl.sigmoid(b_gate) * b_up
@@ -27,11 +36,9 @@ def _swiglu_kernel(p_x, p_y, total, stride, F: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit
 def _swiglu_backward_kernel(p_dy, p_x, p_dx, total, stride, F: tl.constexpr, BLOCK: tl.constexpr):
-    i_first = tl.program_id(0).to(tl.int64) * BLOCK
-    o = (i_first % F).to(tl.int32) + tl.arange(0, BLOCK)
-    m = o < total - i_first // F * F
+    i_first, i_row, o, m = _tile(total, F, BLOCK)
     # [BLOCK]
-    o_t, o_f = i_first // F + o // F, o % F
+    o_t, o_f = i_row + o // F, o % F
     o_x, o_dx = o_t * stride + o_f, o_t * 2 * F + o_f
     b_dy = tl.load(p_dy + i_first + tl.arange(0, BLOCK), mask=m, other=0.0).to(tl.float32)
     b_gate = tl.load(p_x + o_x, mask=m, other=0.0).to(tl.float32)

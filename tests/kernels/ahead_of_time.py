@@ -35,6 +35,7 @@ class Compiled:
         warps: per program.
         dots: "wgmma", "mma.sync", "none" where there is no `tl.dot`, or "fma" where there is one
             that runs on no tensor core.
+        narrow: accesses of global memory that move one 16-bit element, scalars aside.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Compiled:
     shared: int
     warps: int
     dots: str
+    narrow: int
 
     @classmethod
     def of(cls, kernel: Any, constants: str) -> Compiled:
@@ -58,12 +60,14 @@ class Compiled:
             kernel.metadata.shared,
             kernel.metadata.num_warps,
             found if "tt.dot" in kernel.asm["ttir"] else "none",
+            _narrow(ptx, kernel.asm["ttgir"]),
         )
 
     def __str__(self) -> str:
         return (
             f"{self.name:<36} {self.registers:>4} regs {self.spilled:>4} B spilled "
-            f"{self.shared:>7} B shared {self.warps:>2} warps {self.dots:<8} {self.constants}"
+            f"{self.shared:>7} B shared {self.warps:>2} warps {self.dots:<8} "
+            f"{self.narrow:>3} narrow {self.constants}"
         )
 
 
@@ -137,3 +141,10 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     assert found, text
     registers, stack, local = map(int, found.groups())
     return registers, stack + local
+
+
+def _narrow(ptx: str, ttgir: str) -> int:
+    """Loads and stores of 16 bits each, but for those of scalars."""
+    alone = re.findall(r"\b(?:ld|st)\.global(?!\S*\.v\d)\S*\.\w16\b", ptx)
+    scalars = re.findall(r"tt\.(?:load|store) [^:]*: !tt\.ptr<\w+16>", ttgir)
+    return len(alone) - len(scalars)

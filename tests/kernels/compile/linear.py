@@ -17,8 +17,8 @@ def _linear(dtype: torch.dtype, rows: int, n: int, k: int, bias: bool = False) -
     linear(x, weight, _meta(n, dtype=dtype) if bias else None)
 
 
-def square(dtype: torch.dtype) -> None:
-    _linear(dtype, 16, 4096, 4096)
+def square(dtype: torch.dtype, rows: int = 16) -> None:
+    _linear(dtype, rows, 4096, 4096)
 
 
 def gate_up(dtype: torch.dtype) -> None:
@@ -34,4 +34,11 @@ def head(dtype: torch.dtype) -> None:
     linear(x, weight, out_dtype=torch.float32)
 
 
+def ones(dtype: torch.dtype) -> None:
+    _linear(dtype, 1, 1, 4096, bias=True)
+    _linear(dtype, 1, 16, 1)
+
+
 CALLS: list[Callable[[torch.dtype], None]] = [square, gate_up, split_with_bias, head]
+ONES = [ones]
+VARYING = [(square, {"rows": 1})]

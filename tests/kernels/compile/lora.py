@@ -24,9 +24,11 @@ def _slices(
     return found
 
 
-def _train(dtype: torch.dtype, k: int, columns: list[int], rank: int, *, first: bool) -> None:
+def _train(
+    dtype: torch.dtype, k: int, columns: list[int], rank: int, *, first: bool, rows: int = 8192
+) -> None:
     """The `first` layer of a model has a bias here, and an input that wants no gradient."""
-    x, weight = _meta(8192, k, dtype=dtype, grad=not first), _meta(sum(columns), k, dtype=dtype)
+    x, weight = _meta(rows, k, dtype=dtype, grad=not first), _meta(sum(columns), k, dtype=dtype)
     slices = _slices(k, columns, rank, torch.float32, train=True)
     bias = _meta(sum(columns), dtype=dtype) if first else None
     y = lora_linear(x, weight, bias, slices)
@@ -34,30 +36,51 @@ def _train(dtype: torch.dtype, k: int, columns: list[int], rank: int, *, first: 
     torch.autograd.grad(y, leaves if first else [x, *leaves], torch.empty_like(y))
 
 
-def train_qkv(dtype: torch.dtype) -> None:
-    _train(dtype, 4096, [4096, 1024, 1024], 16, first=False)
+def train_qkv(dtype: torch.dtype, rows: int = 8192) -> None:
+    _train(dtype, 4096, [4096, 1024, 1024], 16, first=False, rows=rows)
 
 
 def train_rank_128(dtype: torch.dtype) -> None:
     _train(dtype, 14336, [4096], 128, first=True)
 
 
-def add_to_qkv(dtype: torch.dtype) -> None:
-    x, y = _meta(256, 4096, dtype=dtype), _meta(256, 6144, dtype=dtype)
+def train_rank_8(dtype: torch.dtype) -> None:
+    _train(dtype, 4096, [4096, 1024], 8, first=False)
+
+
+def add_to_qkv(dtype: torch.dtype, rows: int = 256) -> None:
+    x, y = _meta(rows, 4096, dtype=dtype), _meta(rows, 6144, dtype=dtype)
     lora_add_(y, x, _slices(4096, [4096, 1024, 1024], 16, dtype, train=False))
 
 
-def rows_of_many_adapters(dtype: torch.dtype) -> None:
-    x, y = _meta(2048, 4096, dtype=dtype), _meta(2048, 28672, dtype=dtype)
+def rows_of_many_adapters(dtype: torch.dtype, rows: int = 2048, linear: int = 0) -> None:
+    x, y = _meta(rows, 4096, dtype=dtype), _meta(rows, 28672, dtype=dtype)
     banks = [
-        LoraBank([_slices(4096, [14336, 14336], rank, dtype, train=False)]) for rank in (16, 64)
+        LoraBank([_slices(4096, [14336, 14336], rank, dtype, train=False)] * 2) for rank in (16, 64)
     ]
-    lora_add_rows_(y, x, LoraRows([(0, 48, banks[0]), (48, 2048, banks[1])]), 0)
+    lora_add_rows_(y, x, LoraRows([(0, 48, banks[0]), (48, rows, banks[1])]), linear)
+
+
+def ones(dtype: torch.dtype) -> None:
+    for first in (False, True):
+        _train(dtype, 8, [1, 1, 2], 1, first=first, rows=1)
+    x, y = (_meta(1, 1, dtype=dtype) for _ in range(2))
+    slices = _slices(1, [1], 1, dtype, train=False)
+    lora_add_(y, x, slices)
+    lora_add_rows_(y, x, LoraRows([(0, 1, LoraBank([slices, slices]))]), 1)
 
 
 CALLS: list[Callable[[torch.dtype], None]] = [
     train_qkv,
     train_rank_128,
+    train_rank_8,
     add_to_qkv,
     rows_of_many_adapters,
+]
+ONES = [ones]
+VARYING = [
+    (train_qkv, {"rows": 8191}),
+    (add_to_qkv, {"rows": 1}),
+    (add_to_qkv, {"rows": 13}),
+    (rows_of_many_adapters, {"rows": 2047, "linear": 1}),
 ]

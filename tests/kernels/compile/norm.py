@@ -12,8 +12,8 @@ def _meta(*shape: int, dtype: torch.dtype, grad: bool = False) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta", requires_grad=grad)
 
 
-def hidden(dtype: torch.dtype, dim: int = 4096) -> None:
-    x, weight = _meta(8192, dim, dtype=dtype, grad=True), _meta(dim, dtype=dtype)
+def hidden(dtype: torch.dtype, dim: int = 4096, rows: int = 8192) -> None:
+    x, weight = _meta(rows, dim, dtype=dtype, grad=True), _meta(dim, dtype=dtype)
     y = rms_norm(x, weight, 1e-5)
     torch.autograd.grad(y, x, torch.empty_like(y))
 
@@ -34,4 +34,13 @@ def with_residual(dtype: torch.dtype) -> None:
     torch.autograd.grad(outs, [x, residual], [torch.empty_like(out) for out in outs])
 
 
+def ones(dtype: torch.dtype) -> None:
+    for shape in ((1, 1), (1, 1, 128), (1, 8, 1)):
+        x, weight = _meta(*shape, dtype=dtype, grad=True), _meta(shape[-1], dtype=dtype)
+        outs = add_rms_norm(x, x, weight, 1e-6)
+        torch.autograd.grad(outs, x, [torch.empty_like(out) for out in outs])
+
+
 CALLS: list[Callable[[torch.dtype], None]] = [hidden, hidden_of_smollm2, heads, with_residual]
+ONES = [ones]
+VARYING = [(hidden, {"rows": 8191})]

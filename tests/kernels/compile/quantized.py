@@ -26,8 +26,8 @@ def _decode(dtype: torch.dtype, rows: int, weight: QuantizedWeight) -> None:
     quantized_linear(_meta(rows, weight.shape[1], dtype=dtype), weight)
 
 
-def int4(dtype: torch.dtype) -> None:
-    _decode(dtype, 4, _weight("int4", 22016, 4096))
+def int4(dtype: torch.dtype, rows: int = 4) -> None:
+    _decode(dtype, rows, _weight("int4", 22016, 4096))
 
 
 def int4_of_many(dtype: torch.dtype) -> None:
@@ -49,4 +49,12 @@ def train(dtype: torch.dtype) -> None:
         torch.autograd.grad(y, x, torch.empty_like(y))
 
 
+def ones(dtype: torch.dtype) -> None:
+    _decode(dtype, 1, _weight("int4", 1, 4096))
+    _decode(dtype, 1, _weight("int8", 1, 128))
+    _decode(dtype, 100, _weight("nf4", 1, 128))
+
+
 CALLS: list[Callable[[torch.dtype], None]] = [int4, int4_of_many, nf4, int8_split, train]
+ONES = [ones]
+VARYING = [(int4, {"rows": 1}), (int4, {"rows": 16})]

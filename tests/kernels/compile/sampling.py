@@ -8,9 +8,9 @@ import torch
 from kernels import Biases, IdLists, SampleParams, sample, top_logprobs
 
 
-def _logits(vocab: int) -> torch.Tensor:
+def _logits(vocab: int, rows: int = 256) -> torch.Tensor:
     """Always fp32, whatever the dtype of the model."""
-    return torch.empty(256, vocab, device="meta")
+    return torch.empty(rows, vocab, device="meta")
 
 
 def plain(dtype: torch.dtype) -> None:
@@ -18,15 +18,15 @@ def plain(dtype: torch.dtype) -> None:
         sample(_logits(vocab), SampleParams.neutral(256, "meta"))
 
 
-def with_lists(dtype: torch.dtype) -> None:
-    one = [[1]] + [[]] * 255
+def with_lists(dtype: torch.dtype, vocab: int = 128_256, rows: int = 256) -> None:
+    one = [[0]] + [[]] * (rows - 1)
     params = replace(
-        SampleParams.neutral(256, "meta"),
-        bias=Biases.of([{1: 1.0}] + [{}] * 255, "meta"),
+        SampleParams.neutral(rows, "meta"),
+        bias=Biases.of([{0: 1.0}] + [{}] * (rows - 1), "meta"),
         seen=IdLists.of(one, "meta"),
         allowed=IdLists.of(one, "meta"),
     )
-    sample(_logits(128_256), params)
+    sample(_logits(vocab, rows), params)
 
 
 def best(dtype: torch.dtype) -> None:
@@ -34,4 +34,10 @@ def best(dtype: torch.dtype) -> None:
         top_logprobs(_logits(128_256), k)
 
 
+def ones(dtype: torch.dtype) -> None:
+    with_lists(dtype, vocab=1, rows=1)
+    top_logprobs(_logits(1, 1), 1)
+
+
 CALLS: list[Callable[[torch.dtype], None]] = [plain, with_lists, best]
+ONES = [ones]

@@ -17,4 +17,11 @@ def of_smollm2(dtype: torch.dtype) -> None:
     wide(dtype, 1536)
 
 
+def ones(dtype: torch.dtype) -> None:
+    x = torch.empty(1, 2, dtype=dtype, device="meta", requires_grad=True)
+    y = swiglu(x)
+    torch.autograd.grad(y, x, torch.empty_like(y))
+
+
 CALLS: list[Callable[[torch.dtype], None]] = [wide, of_smollm2]
+ONES = [ones]
