@@ -43,7 +43,7 @@ def _cross_entropy_kernel(
             p_row + begin + o, mask=m, other=-float("inf"), eviction_policy="evict_last"
         ).to(tl.float32)
         b_new = tl.maximum(b_top, tl.max(b_x, axis=1))
-        b_part = tl.sum(tl.exp2((b_x - b_new[:, None]) * _LOG2E), axis=1)
+        b_part = tl.sum(tl.exp2(b_x * _LOG2E - (b_new * _LOG2E)[:, None]), axis=1)
         b_mass = b_mass * tl.exp2((b_top - b_new) * _LOG2E) + b_part
         b_top = b_new
         if SMOOTH:
@@ -60,11 +60,13 @@ def _cross_entropy_kernel(
     tl.store(p_losses + i_r, loss * weight)
     tl.store(p_logprobs + i_r, logprob)
     if GRAD:
-        even = smoothing / vocab
+        even, base = smoothing / vocab, lse * _LOG2E
         for begin in tl.range(0, vocab, LANES * WIDTH, num_stages=STAGES):
             m = begin + o < vocab
             b_x = tl.load(p_row + begin + o, mask=m, other=0.0, eviction_policy="evict_first")
-            b_p = tl.exp2((b_x.to(tl.float32) - lse) * _LOG2E) - even
+            b_p = tl.exp2(b_x.to(tl.float32) * _LOG2E - base)
+            if SMOOTH:
+                b_p -= even
             b_p = tl.where(begin + o == target, b_p - (1 - smoothing), b_p) * weight
             tl.store(p_row + begin + o, b_p.to(p_logits.dtype.element_ty), mask=m)
 
@@ -78,7 +80,8 @@ def cross_entropy_chunk(
     )
     if rows:
         # Every thread moves 16 bytes a step, three steps in flight. A row is read again for its
-        # gradient: at most two long ones are at work on a multiprocessor, few enough for L2.
+        # gradient, and should still be in L2: a multiprocessor's registers hold the threads of one
+        # long row or of two others, which makes up to 34 MB on an H100.
         size = logits.element_size()
         warps = 32 if vocab * size > _LONG_ROW else 16
         _cross_entropy_kernel[(rows,)](
