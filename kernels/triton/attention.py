@@ -13,12 +13,19 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.attention import Segments
-from kernels.triton.segment_tiles import load_rows, query_tiles, tiles_in_sight
+from kernels.triton.segment_tiles import (
+    key_tile,
+    load_rows,
+    query_tile,
+    query_tiles,
+    tiles_in_sight,
+    visible,
+)
 from kernels.triton.target import arch
 
 LOG2_E = 1 / log(2)
 _LN_2 = tl.constexpr(log(2))
-_UNLIMITED = 2**30  # a window that no position reaches
+_FAR = 2**30  # no position lies so far back
 
 # Rows and keys of a tile, warps and stages, by card and padded head size. 128 rows are read against
 # each tile of keys, so that the L2 cache keeps up with the tensor cores (64 operations a byte and
@@ -56,42 +63,33 @@ def _attention_kernel(
     BLOCK_D: tl.constexpr,
 ):
     i_tile, i_head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
-    p_tile = p_tiles + i_tile * 5
-    start, length = tl.load(p_tile), tl.load(p_tile + 1)
-    before, prefix, row = tl.load(p_tile + 2), tl.load(p_tile + 3), tl.load(p_tile + 4)
+    segment, first, last, o_query, o_head, o_position, m_r = query_tile(
+        p_tiles, i_tile, i_head, GROUP, BLOCK_M
+    )
+    _, length, _, prefix = segment
     if length == 0:
         return
     p_k += i_head.to(tl.int64) * stride_kh
     p_v += i_head.to(tl.int64) * stride_vh
-    o_r, o_n, o_d = row + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    m_r = o_r < length * GROUP
-    o_query, o_head = (start + o_r // GROUP).to(tl.int64), i_head * GROUP + o_r % GROUP
-    o_position = prefix + tl.minimum(o_r // GROUP, length - 1)
-    # [BLOCK_M, BLOCK_D]
-    b_q = load_rows(p_q + o_query * stride_qt + o_head * stride_qh, o_d, m_r, D, True)
+    o_n, o_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    # [BLOCK_M, BLOCK_D]; queries' offsets widen where they are used, as registers are short
+    b_q = load_rows(p_q + o_query.to(tl.int64) * stride_qt + o_head * stride_qh, o_d, m_r, D, True)
     b_out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     # [BLOCK_M]; the maximum starts finite, so that a row which sees nothing gets zeros, not NaN
     b_max = tl.full([BLOCK_M], -1e30, tl.float32)
     b_sum = tl.zeros([BLOCK_M], tl.float32)
 
-    first, last = row // GROUP, tl.minimum((row + BLOCK_M - 1) // GROUP, length - 1)
     for masked in tl.static_range(2):
-        prefix_tile, prefix_tiles, own_tile, own_tiles = tiles_in_sight(
-            prefix, first, last, window, BLOCK_N, masked
-        )
-        for i in range(0, prefix_tiles + own_tiles):
-            own = i >= prefix_tiles
-            tile = tl.where(own, own_tile - prefix_tiles + i, prefix_tile + i)
-            o_token = (tl.where(own, start, before) + tile * BLOCK_N + o_n).to(tl.int64)
-            keys = tl.where(own, length, prefix) - tile * BLOCK_N
+        theirs = tiles_in_sight(prefix, prefix + first, prefix + last, window, BLOCK_N, masked)
+        own = tiles_in_sight(length, first, last, window, BLOCK_N, masked)
+        for i in range(0, theirs[1] + own[1]):
+            o_token, keys, position = key_tile(i, segment, theirs, own, BLOCK_N)
             # [BLOCK_N, BLOCK_D]
             b_k = load_rows(p_k + o_token * stride_kt, o_d, o_n < keys, D, masked)
             # [BLOCK_M, BLOCK_N]
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
             if masked:
-                o_at = o_position - tl.where(own, prefix, 0) - tile * BLOCK_N
-                o_to = tl.minimum(o_at, keys - 1)
-                m = (o_n[None, :] <= o_to[:, None]) & (o_n[None, :] > (o_at - window)[:, None])
+                m = visible(o_position, position, keys, window, BLOCK_N)
                 b_s = tl.where(m, b_s, -float("inf"))
             b_new = tl.maximum(b_max, tl.max(b_s, 1) * scale)
             b_p = tl.exp2(b_s * scale - b_new[:, None])
@@ -103,15 +101,16 @@ def _attention_kernel(
             b_out *= b_shrink[:, None]
             b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out, input_precision="ieee")
 
-    o_row = o_query * (HEADS * GROUP) + o_head
+    o_row = o_query.to(tl.int64) * (HEADS * GROUP) + o_head
     tl.store(p_lse + o_row, (b_max + tl.log2(b_sum)) * _LN_2, mask=m_r)
     b_out /= b_sum[:, None]
     m = m_r[:, None] & (o_d < D)[None, :]
     tl.store(p_out + o_row[:, None] * D + o_d[None, :], b_out.to(p_out.dtype.element_ty), mask=m)
 
 
-def limit(window: int | None) -> int:
-    return _UNLIMITED if window is None else min(window, _UNLIMITED)
+def limit(window: int | None) -> int | None:
+    """The window as kernels take it: within 32 bits; None is compiled in."""
+    return None if window is None else min(window, _FAR)
 
 
 def rows(x: Tensor) -> Tensor:

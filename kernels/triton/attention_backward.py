@@ -14,18 +14,28 @@ from torch import Tensor
 
 from kernels.attention import Segments
 from kernels.triton.attention import LOG2_E, Shapes, limit, rows, tile
-from kernels.triton.segment_tiles import key_tiles, load_rows, query_tiles, tiles_in_sight
+from kernels.triton.segment_tiles import (
+    key_tile,
+    key_tiles,
+    load_rows,
+    query_tile,
+    query_tiles,
+    tiles_in_sight,
+    visible,
+)
 
 _LOG2_E = tl.constexpr(LOG2_E)
 # As in the forward pass; two sums and two operands of keys leave room for fewer rows of queries.
+# dkv finds these through `readers`, so it takes 5 stages to have two tiles of them under way, and 3
+# for one.
 _DQ_SHAPES: Shapes = {
     "sm_90": {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)},
     "sm_80": {64: (64, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 1)},
     "fp32": {64: (16, 16, 8, 2), 128: (16, 16, 8, 2), 256: (16, 16, 8, 3)},
 }
 _DKV_SHAPES: Shapes = {
-    "sm_90": {64: (64, 128, 8, 3), 128: (32, 128, 8, 3), 256: (64, 32, 8, 2)},
-    "sm_80": {64: (32, 64, 4, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 1)},
+    "sm_90": {64: (64, 128, 8, 5), 128: (32, 128, 8, 5), 256: (64, 32, 8, 5)},
+    "sm_80": {64: (32, 64, 4, 5), 128: (64, 64, 8, 3), 256: (32, 32, 8, 3)},
     "fp32": {64: (16, 16, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)},
 }
 _MERGED = 16  # keys of a program that adds chunks
@@ -61,17 +71,16 @@ def _dq_kernel(
     BLOCK_D: tl.constexpr,
 ):
     i_tile, i_head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
-    p_tile = p_tiles + i_tile * 5
-    start, length = tl.load(p_tile), tl.load(p_tile + 1)
-    before, prefix, row = tl.load(p_tile + 2), tl.load(p_tile + 3), tl.load(p_tile + 4)
+    segment, first, last, o_query, o_head, o_position, m_r = query_tile(
+        p_tiles, i_tile, i_head, GROUP, BLOCK_M
+    )
+    _, length, _, prefix = segment
     if length == 0:
         return
     p_k += i_head.to(tl.int64) * stride_kh
     p_v += i_head.to(tl.int64) * stride_vh
-    o_r, o_n, o_d = row + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    m_r = o_r < length * GROUP
-    o_query, o_head = (start + o_r // GROUP).to(tl.int64), i_head * GROUP + o_r % GROUP
-    o_position = prefix + tl.minimum(o_r // GROUP, length - 1)
+    o_n, o_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    o_query = o_query.to(tl.int64)
     o_out = o_query * (HEADS * GROUP) + o_head
     # [BLOCK_M, BLOCK_D]
     b_q = load_rows(p_q + o_query * stride_qt + o_head * stride_qh, o_d, m_r, D, True)
@@ -83,16 +92,11 @@ def _dq_kernel(
     b_delta = tl.sum(b_dout.to(tl.float32) * b_out.to(tl.float32), 1)
     tl.store(p_delta + o_out, b_delta, mask=m_r)
 
-    first, last = row // GROUP, tl.minimum((row + BLOCK_M - 1) // GROUP, length - 1)
     for masked in tl.static_range(2):
-        prefix_tile, prefix_tiles, own_tile, own_tiles = tiles_in_sight(
-            prefix, first, last, window, BLOCK_N, masked
-        )
-        for i in range(0, prefix_tiles + own_tiles):
-            own = i >= prefix_tiles
-            tile = tl.where(own, own_tile - prefix_tiles + i, prefix_tile + i)
-            o_token = (tl.where(own, start, before) + tile * BLOCK_N + o_n).to(tl.int64)
-            keys = tl.where(own, length, prefix) - tile * BLOCK_N
+        theirs = tiles_in_sight(prefix, prefix + first, prefix + last, window, BLOCK_N, masked)
+        own = tiles_in_sight(length, first, last, window, BLOCK_N, masked)
+        for i in range(0, theirs[1] + own[1]):
+            o_token, keys, position = key_tile(i, segment, theirs, own, BLOCK_N)
             # [BLOCK_N, BLOCK_D]
             b_k = load_rows(p_k + o_token * stride_kt, o_d, o_n < keys, D, masked)
             b_v = load_rows(p_v + o_token * stride_vt, o_d, o_n < keys, D, masked)
@@ -100,9 +104,7 @@ def _dq_kernel(
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
             b_p = tl.exp2(b_s * (scale * _LOG2_E) - b_lse[:, None])
             if masked:
-                o_at = o_position - tl.where(own, prefix, 0) - tile * BLOCK_N
-                o_to = tl.minimum(o_at, keys - 1)
-                m = (o_n[None, :] <= o_to[:, None]) & (o_n[None, :] > (o_at - window)[:, None])
+                m = visible(o_position, position, keys, window, BLOCK_N)
                 b_p = tl.where(m, b_p, 0.0)
             b_dp = tl.dot(b_dout, tl.trans(b_v), input_precision="ieee")
             b_ds = b_p * (b_dp - b_delta[:, None])
@@ -160,14 +162,18 @@ def _dkv_kernel(
     b_dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     b_dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
 
-    # a tile of rows needs a mask up to row `full`, at the end, and wherever the window cuts
-    clipped = reach - position >= window
-    last = begin + (keys - 1 + tl.minimum(window, reach + 1)) * GROUP
-    end = tl.where(shared != 0, end, tl.minimum(end, last))
+    # A tile of rows needs a mask up to row `full`, at the end, and where the window cuts: the
+    # first `seen` of own rows see the first key; rows of others may stand anywhere.
+    seen, cut = end - begin, False
+    if window is not None:
+        near, alone = tl.minimum(window, reach + 1) * GROUP, shared == 0
+        end = tl.where(alone, tl.minimum(end, begin + (keys - 1) * GROUP + near), end)
+        seen = tl.where(alone, tl.minimum(seen, near), seen)
+        cut = (shared != 0) & (reach - position >= window)
     tiles = tl.cdiv(end - begin, BLOCK_M)
     head = tl.minimum(tl.cdiv(tl.maximum(full - begin, 0), BLOCK_M), tiles)
-    head = tl.where(clipped, tiles, head)
-    tail = tl.maximum((end - begin) // BLOCK_M, head)
+    head = tl.where(cut, tiles, head)
+    tail = tl.maximum(seen // BLOCK_M, head)
     for masked in tl.static_range(2):
         for i in range(0, (tiles - tail + head) if masked else (tail - head)):
             i_tile = tl.where(i < head, i, i - head + tail) if masked else head + i
@@ -193,7 +199,9 @@ def _dkv_kernel(
             if masked:
                 o_position = tl.load(p_positions + o_reader, mask=m_r, other=0)
                 o_to = tl.where(m_r, o_position - position, -1)
-                m = (o_n[:, None] <= o_to[None, :]) & (o_n[:, None] > (o_to - window)[None, :])
+                m = o_n[:, None] <= o_to[None, :]
+                if window is not None:
+                    m = m & (o_n[:, None] > (o_to - window)[None, :])
                 b_p = tl.where(m, b_p, 0.0)
             b_dv = tl.dot(b_p.to(b_dout.dtype), b_dout, b_dv, input_precision="ieee")
             b_dp = tl.dot(b_v, tl.trans(b_dout), input_precision="ieee")

@@ -185,21 +185,76 @@ def _merges(at: _Bounds, tiles: Tensor, chunks: Tensor, block: int, bound: int) 
 
 
 @triton.jit
-def tiles_in_sight(prefix, first, last, window, BLOCK_N: tl.constexpr, MASKED: tl.constexpr):
-    """Tiles of keys that the tokens `first` to `last` of a segment see: those that need a mask, or
-    those that all of these tokens see in full.
+def query_tile(p_tiles, i_tile, i_head, GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
+    """A tile of `query_tiles`.
 
-    Returns the first tile and the number of tiles, of the prefix and of the segment itself.
+    Returns the segment (first token and length, those of its prefix); its tokens that the tile
+    begins and ends with; and each row's token, head, position, and whether it is one.
     """
-    clipped = prefix + last >= window  # then all need a mask
-    prefix_end, own_end = tl.cdiv(prefix, BLOCK_N), tl.cdiv(last + 1, BLOCK_N)
-    prefix_begin = tl.minimum(tl.maximum(prefix + first - window + 1, 0) // BLOCK_N, prefix_end)
-    own_begin = tl.maximum(first - window + 1, 0) // BLOCK_N
-    prefix_masked = tl.where(clipped, prefix_begin, prefix // BLOCK_N)
-    own_masked = tl.where(clipped, own_begin, (first + 1) // BLOCK_N)
+    p_tile = p_tiles + i_tile * 5
+    start, length = tl.load(p_tile), tl.load(p_tile + 1)
+    before, prefix, row = tl.load(p_tile + 2), tl.load(p_tile + 3), tl.load(p_tile + 4)
+    o_r = row + tl.arange(0, BLOCK_M)
+    o_query, o_head = start + o_r // GROUP, i_head * GROUP + o_r % GROUP
+    o_position = prefix + tl.minimum(o_r // GROUP, length - 1)
+    first, last = row // GROUP, tl.minimum((row + BLOCK_M - 1) // GROUP, length - 1)
+    segment = start, length, before, prefix
+    return segment, first, last, o_query, o_head, o_position, o_r < length * GROUP
+
+
+@triton.jit
+def tiles_in_sight(keys, first, last, window, BLOCK_N: tl.constexpr, MASKED: tl.constexpr):
+    """Tiles of `keys` keys that queries at positions `first` to `last` among these see: those that
+    need a mask, or those that all queries see in full.
+
+    Returns the first tile, the number of tiles, how many of them the window's edge cuts, and how
+    many tiles that need no mask follow these.
+    """
+    end = tl.cdiv(tl.minimum(keys, last + 1), BLOCK_N)
+    full_end = tl.minimum(keys, first + 1) // BLOCK_N
+    if window is None:
+        begin, full_begin, full = 0, 0, full_end
+    else:
+        begin = tl.minimum(tl.maximum(first - window + 1, 0) // BLOCK_N, end)
+        full_begin = tl.minimum(tl.cdiv(tl.maximum(last - window + 1, 0), BLOCK_N), end)
+        full = tl.maximum(full_end - full_begin, 0)
     if MASKED:
-        return prefix_masked, prefix_end - prefix_masked, own_masked, own_end - own_masked
-    return prefix_begin, prefix_masked - prefix_begin, own_begin, own_masked - own_begin
+        return begin, end - begin - full, full_begin - begin, full
+    return full_begin, full, 0, 0
+
+
+@triton.jit
+def key_tile(i, segment, theirs, own, BLOCK_N: tl.constexpr):
+    """Tile `i` of those of the prefix (`theirs`) and of the segment, as `tiles_in_sight` has them.
+
+    Returns its keys' tokens, how many keys there are from its first one on, and their position.
+    """
+    start, length, before, prefix = segment
+    m_own = i >= theirs[1]
+    i_own = i - theirs[1]
+    tile = tl.where(
+        m_own,
+        own[0] + i_own + tl.where(i_own >= own[2], own[3], 0),
+        theirs[0] + i + tl.where(i >= theirs[2], theirs[3], 0),
+    )
+    key = tile * BLOCK_N
+    o_token = tl.where(m_own, start, before) + key + tl.arange(0, BLOCK_N)
+    return (
+        o_token.to(tl.int64),
+        tl.where(m_own, length, prefix) - key,
+        tl.where(m_own, prefix, 0) + key,
+    )
+
+
+@triton.jit
+def visible(o_position, position, keys, window, BLOCK_N: tl.constexpr):
+    """`[M, BLOCK_N]`: whether the queries see the `keys` keys from `position` on."""
+    o_n = tl.arange(0, BLOCK_N)
+    o_at = o_position - position
+    m = o_n[None, :] <= tl.minimum(o_at, keys - 1)[:, None]
+    if window is not None:
+        m = m & (o_n[None, :] > (o_at - window)[:, None])
+    return m
 
 
 @triton.jit

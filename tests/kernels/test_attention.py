@@ -67,7 +67,7 @@ def test_head_sizes(backend: str, dtype: torch.dtype, dim: int) -> None:
 
 def test_head_sizes_without_a_kernel_are_named(backend: str, dtype: torch.dtype) -> None:
     if backend == "triton":
-        with pytest.raises(ValueError, match="^q: a head size of 257"):
+        with pytest.raises(ValueError, match=r"^q: a head size of 257"):
             check(pack([40]), (1, 1, 257), dtype, None)
     else:
         check(pack([40]), (1, 1, 257), dtype, None)
