@@ -26,16 +26,16 @@ from kernels.triton.segment_tiles import (
 
 _LOG2_E = tl.constexpr(LOG2_E)
 # As in the forward pass; two sums and two operands of keys leave room for fewer rows of queries.
-# dkv finds these through `readers`, so it takes 5 stages to have two tiles of them under way, and 3
-# for one.
+# dkv finds these through `readers`, so it takes 5 stages to have two tiles of them under way; where
+# these would spill, 3 for one.
 _DQ_SHAPES: Shapes = {
     "sm_90": {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)},
     "sm_80": {64: (64, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 1)},
     "fp32": {64: (16, 16, 8, 2), 128: (16, 16, 8, 2), 256: (16, 16, 8, 3)},
 }
 _DKV_SHAPES: Shapes = {
-    "sm_90": {64: (64, 128, 8, 5), 128: (32, 128, 8, 5), 256: (64, 32, 8, 5)},
-    "sm_80": {64: (32, 64, 4, 5), 128: (64, 64, 8, 3), 256: (32, 32, 8, 3)},
+    "sm_90": {64: (64, 128, 8, 3), 128: (32, 128, 8, 5), 256: (32, 32, 8, 5)},
+    "sm_80": {64: (32, 64, 4, 3), 128: (64, 64, 8, 3), 256: (32, 32, 8, 3)},
     "fp32": {64: (16, 16, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)},
 }
 _MERGED = 16  # keys of a program that adds chunks
@@ -162,6 +162,10 @@ def _dkv_kernel(
     b_dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     b_dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
 
+    p_q += i_head.to(tl.int64) * GROUP * stride_qh
+    p_dout += i_head.to(tl.int64) * GROUP * stride_dh
+    p_lse += i_head * GROUP
+    p_delta += i_head * GROUP
     # A tile of rows needs a mask up to row `full`, at the end, and where the window cuts: the
     # first `seen` of own rows see the first key; rows of others may stand anywhere.
     seen, cut = end - begin, False
@@ -179,7 +183,7 @@ def _dkv_kernel(
             i_tile = tl.where(i < head, i, i - head + tail) if masked else head + i
             o_r = begin + i_tile * BLOCK_M + o_m
             m_r = o_r < end
-            o_reader, o_head = reader + o_r // GROUP, i_head * GROUP + o_r % GROUP
+            o_reader, o_head = reader + o_r // GROUP, o_r % GROUP
             # [BLOCK_M]
             if masked:
                 o_token = tl.load(p_readers + o_reader, mask=m_r, other=0).to(tl.int64)
