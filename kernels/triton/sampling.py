@@ -160,7 +160,7 @@ def _draw_kernel(
     tl.store(p_logprobs + i_r, logprob)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def _top_kernel(
     p_logits,
     stride,

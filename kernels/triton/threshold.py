@@ -67,8 +67,8 @@ def threshold(
         for begin in range(0, n, TILE):
             i = begin + tl.arange(0, TILE)
             b_x, _, m = gather(p_x, p_groups, i, n, vocab, LISTED, GROUP)
-            b_w = tl.where(counting, 1.0, tl.exp2((b_x - peak) * scale))
-            m_above = m[None, :] & (ordered(b_x)[None, :] > b_limit[:, None])
+            b_w = tl.where(m, tl.where(counting, 1.0, tl.exp2((b_x - peak) * scale)), 0.0)
+            m_above = ordered(b_x)[None, :] > b_limit[:, None]
             b_above += tl.where(m_above, b_w[None, :], 0.0)
         reached = tl.sum((tl.sum(b_above, axis=1) >= need).to(tl.int32), axis=0)
         key += tl.minimum(reached, 15).to(tl.uint32) * step

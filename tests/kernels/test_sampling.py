@@ -136,6 +136,8 @@ def reference_case(
 @pytest.mark.parametrize("name", KNOBS)
 @pytest.mark.parametrize("lists", [False, True], ids=["plain", "lists"])
 def test_equals_reference(backend: str, name: str, vocab: int, lists: bool) -> None:
+    if INTERPRETED and vocab == 1 and not lists:
+        pytest.skip("with lists the first row has none")
     logits, knobs, want_tokens, want_logprobs = reference_case(
         name, vocab, lists, torch.get_default_device()
     )
@@ -148,13 +150,15 @@ def test_equals_reference(backend: str, name: str, vocab: int, lists: bool) -> N
 
 @pytest.mark.parametrize("spread", [3.0, 0.3], ids=["peaked", "flat"])
 def test_large_vocabulary(backend: str, spread: float) -> None:
-    """Many blocks; flat, the filters keep most of them."""
-    vocab = 33_001 if INTERPRETED else 150_001
+    """Many blocks, and more groups than one step takes; flat, the filters keep most of them."""
+    vocab = 150_001
+    if INTERPRETED:
+        vocab = 33_001 if spread > 1 else 9_001
     logits = random_logits(6, vocab, spread)
     knobs = params(
         6,
-        temperature=torch.tensor([1.0, 0.0, 1.0, 0.7, 1.5, 1.0]),
-        top_k=torch.tensor([0, 0, 50, 3000, 0, 0], dtype=torch.int32),
+        temperature=torch.tensor([1.0, 0.0, 1.0, 0.7, 0.2 if spread > 1 else 1.5, 1.0]),
+        top_k=torch.tensor([0, 0, 50, vocab // 200, 0, 0], dtype=torch.int32),
         top_p=torch.tensor([1.0, 1.0, 1.0, 0.9, 0.95, 1.0]),
         min_p=torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.02]),
         allowed=IdLists.of([[], [], [], [], [], range(1000, vocab - 1000, 7)]),
@@ -180,7 +184,7 @@ def test_top_logprobs_of_rows_with_few_finite_logits(backend: str) -> None:
 
 
 def test_ties_are_kept_by_the_filters_and_broken_by_id_when_greedy(backend: str) -> None:
-    rows = 9 if INTERPRETED else 400
+    rows = 4 if INTERPRETED else 400  # whose first four already draw all three
     logits = torch.tensor([0.0, 2.0, 2.0, 1.0, 2.0]).expand(rows, -1)
     for knobs in ({"top_k": 1}, {"top_k": 2}, {"top_p": 0.1}, {"top_p": 0.5}, {"min_p": 1.0}):
         tokens, _ = sample(logits, params(rows, **knobs))
@@ -191,7 +195,7 @@ def test_ties_are_kept_by_the_filters_and_broken_by_id_when_greedy(backend: str)
 
 
 def test_rows_do_not_depend_on_the_batch(invariant: str) -> None:
-    rows, vocab = 14 if INTERPRETED else 29, 1601
+    rows, vocab = (14, 601) if INTERPRETED else (29, 1601)
     logits, names = random_logits(rows, vocab), list(KNOBS)
     settings = [params(rows, **KNOBS[name]) for name in names]
     mixed = params(
@@ -213,8 +217,9 @@ def test_rows_do_not_depend_on_the_batch(invariant: str) -> None:
 
 
 def test_strided_logits(backend: str) -> None:
-    wide = random_logits(5, 700)
-    knobs = params(5, top_p=0.9)
+    rows = 2 if INTERPRETED else 5
+    wide = random_logits(rows, 700)
+    knobs = params(rows, top_p=0.9)
     part = wide[:, 30:630]
     assert torch.equal(sample(part, knobs)[0], sample(part.contiguous(), knobs)[0])
     assert torch.equal(top_logprobs(part, 3)[1], top_logprobs(part.contiguous(), 3)[1])
