@@ -207,12 +207,14 @@ def expand_slice(
 def expand(y: Tensor, s: Tensor, bias: Tensor | None, slices: Sequence[Any]) -> None:
     """Writes the updates from S, with the bias, to `y`; columns without one become 0."""
     # A tile of 128 x 64 reads S and B, half as much as it writes, and leaves registers for 24 warps
-    # a multiprocessor, whose stores overlap. fp32 has no tensor cores: its products take registers.
+    # a multiprocessor, whose stores overlap. fp32 has no tensor cores: its products take registers,
+    # which an eighth of that tile leaves enough of.
     rows = len(y)
     tall = y.dtype.itemsize == 2 and rows > 64
     block_t = 128 if tall else min(32, max(16, triton.next_power_of_2(rows)))
+    block_n = 64 if tall else 32
     most = rank_block(max(part[5] for part in slices))
-    launch_expand(y, s[None], bias, slices, False, block_t, 64, most, 8 if tall else 4)
+    launch_expand(y, s[None], bias, slices, False, block_t, block_n, most, 8 if tall else 4)
 
 
 def launch_expand(

@@ -19,7 +19,6 @@ from tests.kernels.oracle import FORWARD, assert_close
         (64, 130, 65),
         (0, 5, 8),
         (16, 40, 1100),
-        (3, 9000, 40),
     ],
 )
 def test_linear(backend: str, dtype: torch.dtype, rows: int, n: int, k: int, bias: bool) -> None:
@@ -29,6 +28,17 @@ def test_linear(backend: str, dtype: torch.dtype, rows: int, n: int, k: int, bia
         x.double(), weight.double(), None if b is None else b.double()
     )
     assert_close(linear(x, weight, b), exact, FORWARD)
+
+
+@pytest.mark.parametrize("n", [40, 70, 140])
+def test_tiles_of_every_width(
+    backend: str, dtype: torch.dtype, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card decides; this one has one multiprocessor."""
+    if backend == "triton":
+        monkeypatch.setattr("kernels.triton.linear.multiprocessors", lambda device: 1)
+    x, weight = torch.randn(3, 200, dtype=dtype), torch.randn(n, 200, dtype=dtype)
+    assert_close(linear(x, weight), x.double() @ weight.double().T, FORWARD)
 
 
 @pytest.mark.parametrize("rows", [9, 40])

@@ -23,15 +23,17 @@ from tests.kernels.oracle import (
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ERROR = {"int8": 0.007, "int4": 0.098, "nf4": 0.093}  # on normal weights, groups of up to 128
-SHAPES = [  # rows, N, K
-    (1, 4, 128),
-    (5, 70, 192),
-    (16, 33, 1000),
-    (3, 9, 65),
-    (20, 5, 17),
-    (50, 64, 256),
-    (70, 40, 130),
-    (0, 8, 64),
+SHAPES = [  # rows, N, K, whether there is a bias
+    (1, 4, 128, False),
+    (5, 70, 192, True),
+    (16, 33, 1000, False),
+    (16, 33, 1000, True),
+    (3, 9, 65, True),
+    (20, 5, 17, False),
+    (50, 64, 256, True),
+    (70, 40, 130, False),
+    (70, 40, 130, True),
+    (0, 8, 64, True),
 ]
 
 
@@ -100,14 +102,24 @@ def test_extreme_weights(backend: str, kind: Kind) -> None:
     assert found.isfinite().all()
 
 
-@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
-@pytest.mark.parametrize(("rows", "n", "k"), SHAPES)
+@pytest.mark.parametrize(("rows", "n", "k", "bias"), SHAPES)
 def test_quantized_linear(
     backend: str, dtype: torch.dtype, kind: Kind, rows: int, n: int, k: int, bias: bool
 ) -> None:
     x, weight = torch.randn(rows, k, dtype=dtype), quantize(torch.randn(n, k), kind)
     b = torch.randn(n, dtype=dtype) if bias else None
     assert_close(quantized_linear(x, weight, b), _exact(x, weight, b), FORWARD)
+
+
+@pytest.mark.parametrize("rows", [3, 50])
+def test_tiles_of_every_width(
+    backend: str, dtype: torch.dtype, kind: Kind, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card decides; this one has one multiprocessor."""
+    if backend == "triton":
+        monkeypatch.setattr("kernels.triton.quantized.multiprocessors", lambda device: 1)
+    x, weight = torch.randn(rows, 200, dtype=dtype), quantize(torch.randn(70, 200), kind)
+    assert_close(quantized_linear(x, weight), _exact(x, weight), FORWARD)
 
 
 @pytest.mark.parametrize("rows", [7, 100])
