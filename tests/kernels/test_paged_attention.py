@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -249,6 +250,24 @@ def test_a_whole_table_shared(
     batch = make([(1, 256), (1, 100), *others], dtype, shared=256)
     batch.shared_blocks = 16
     assert_close(batch.run(), batch.oracle(), FORWARD)
+
+
+def test_scratch_is_by_tokens_where_these_are_few(
+    monkeypatch: pytest.MonkeyPatch, backend: str, dtype: torch.dtype
+) -> None:
+    """Sequences of few queries, of which each would have room for more."""
+    batch, empty, taken = make([(1, 300), (2, 260), (0, 0), (4, 20)], dtype), torch.empty, []
+
+    def counted(*size: Any, **options: Any) -> Tensor:
+        taken.append(empty(*size, **options))
+        return taken[-1]
+
+    monkeypatch.setattr(torch, "empty", counted)
+    assert_close(batch.run(), batch.oracle(), FORWARD)
+    if backend == "triton":
+        assert [x.shape[:3] for x in taken if x.dtype == torch.float32 and x.dim() > 2][:2] == [
+            (7, 6, 2)
+        ] * 2
 
 
 def test_tokens_as_many_as_sequences_are_no_decode_step_yet(
