@@ -123,7 +123,7 @@ def _dy_config(rank: int, dtype: torch.dtype) -> dict[str, int]:
     block_r = rank_block(rank)
     if dtype == torch.float32:
         tile = {"BLOCK_T": 32, "BLOCK_N": 32, "BLOCK_R": min(32, block_r)}
-        return {**tile, "num_warps": 8, "num_stages": 2}
+        return {**tile, "num_warps": 8, "num_stages": 3}
     block_t = 256 if shared_bytes() > 200_000 else 128
     tile = {"BLOCK_T": block_t, "BLOCK_N": 64, "BLOCK_R": block_r}
     large = block_t * block_r > 256 * 32
@@ -166,7 +166,8 @@ def _x_pass(ds: Tensor, x: Tensor) -> Tensor:
     """dA in fp32, a row for each column of S."""
     (rows, k), ranks = x.shape, ds.shape[1]
     wide = x.dtype.itemsize == 2
-    # [128, R] accumulators take up to 64 registers of 4 warps; 16 KB of X a stage
+    # [128, R] accumulators take up to 64 registers of 4 warps; 16 KB of X a stage, of which as many
+    # are kept as leave room for a second program
     block_t, block_k, block_r = (64, 128, rank_block(ranks)) if wide else (32, 32, 32)
     tiles = triton.cdiv(k, block_k), triton.cdiv(ranks, block_r)
     wanted = 2 * multiprocessors(x.device) // (tiles[0] * tiles[1])
@@ -188,7 +189,7 @@ def _x_pass(ds: Tensor, x: Tensor) -> Tensor:
             BLOCK_T=block_t,
             BLOCK_K=block_k,
             BLOCK_R=block_r,
-            num_stages=4 if wide and shared_bytes() > 110_000 else 3,
+            num_stages=4 if wide and shared_bytes() > 200_000 else 3,
         )
     return total(da, torch.float32)
 
