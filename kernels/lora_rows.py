@@ -6,11 +6,12 @@ import struct
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from kernels.dispatch import implementation
 from kernels.lora import LoraSlice, check_addition
+from kernels.upload import upload
 
 TILE = 16
 """Rows of a tile: what tensor cores take at once."""
@@ -54,7 +55,7 @@ class LoraBank:
         empty = [0] * ENTRY
         entries = [[*map(_entry, parts), *[empty] * (most - len(parts))] for parts in self.linears]
         device = next(part.a.device for parts in self.linears for part in parts)
-        return to_device(torch.tensor(entries, device="cpu"), device)
+        return upload([np.array(entries, np.int64)], device)[0]
 
 
 class LoraRows:
@@ -83,7 +84,7 @@ class LoraRows:
             for start, stop, bank in self.ranges
             for first in range(start, stop, TILE)
         ]
-        return to_device(torch.tensor(tiles, device="cpu"), self.banks[0].table.device)
+        return upload([np.array(tiles, np.int64)], self.banks[0].table.device)[0]
 
 
 def lora_add_rows_(y: Tensor, x: Tensor, rows: LoraRows, linear: int) -> Tensor:
@@ -132,8 +133,3 @@ def _entry(part: LoraSlice) -> list[int]:
     (bits,) = struct.unpack("i", struct.pack("f", part.scale))
     n, rank = part.b.shape
     return [part.a.data_ptr(), part.b.data_ptr(), part.start, n, rank, bits]
-
-
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A copy of a host tensor that the host does not wait for."""
-    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
