@@ -55,7 +55,7 @@ def load(
         cache_bytes: the most memory that the KV cache may take; None plans it from what is free.
         quantize: "int8", "int4" or "nf4" rounds the blocks' linears to 8 or 4 bits as they are read
             (`kernels.quantize`), so that a large model and the training of its adapters fit a small
-            card: 7B take 3.9 GB with 4 bits. None keeps them in `dtype`.
+            card: 7B take 4.0 GB with 4 bits. None keeps them in `dtype`.
 
     Raises:
         EngineError: no such `device` or `quantize`.
