@@ -252,9 +252,7 @@ def test_a_whole_table_shared(
     assert_close(batch.run(), batch.oracle(), FORWARD)
 
 
-def test_scratch_is_by_tokens_where_these_are_few(
-    monkeypatch: pytest.MonkeyPatch, backend: str, dtype: torch.dtype
-) -> None:
+def test_scratch_is_by_tokens_where_these_are_few(backend: str, dtype: torch.dtype) -> None:
     """Sequences of few queries, of which each would have room for more."""
     batch, empty, taken = make([(1, 300), (2, 260), (0, 0), (4, 20)], dtype), torch.empty, []
 
@@ -262,8 +260,10 @@ def test_scratch_is_by_tokens_where_these_are_few(
         taken.append(empty(*size, **options))
         return taken[-1]
 
-    monkeypatch.setattr(torch, "empty", counted)
-    assert_close(batch.run(), batch.oracle(), FORWARD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", counted)
+        out = batch.run()
+    assert_close(out, batch.oracle(), FORWARD)
     if backend == "triton":
         assert [x.shape[:3] for x in taken if x.dtype == torch.float32 and x.dim() > 2][:2] == [
             (7, 6, 2)
