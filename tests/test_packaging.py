@@ -68,4 +68,6 @@ def test_kernels_are_built_where_a_compiler_is() -> None:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_ci_runs_the_tests_as_the_readme_does() -> None:
-    assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").endswith("python -m pytest\n")
+    last = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1]
+    assert last == 'python -m pytest "${together[@]}"'
+    assert "bash .ci/run" in (ROOT / "README.md").read_text(encoding="utf-8")

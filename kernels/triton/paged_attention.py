@@ -47,7 +47,7 @@ def _few_rows(group: int, dim: int, dtype: torch.dtype) -> _Tiles:
     """
     rows = max(16, triton.next_power_of_2(group))
     if dtype == torch.float32:
-        return _Tiles(rows, 32, 8, 1)
+        return _Tiles(rows, 32 if dim <= 128 else 16, 8, 1)
     return _Tiles(rows, 64 if dim <= 128 else 32, 4, 3 if shared_bytes() < 160_000 else 5)
 
 
@@ -59,7 +59,7 @@ def _many_rows(dim: int, cache: torch.dtype, dtype: torch.dtype) -> _Tiles:
     fewer under way. fp32 has no tensor cores.
     """
     if dtype == torch.float32:
-        return _Tiles(16, 32, 8 if dim > 64 else 4, 1)
+        return _Tiles(16, 32 if dim <= 64 else 16, 8 if dim > 64 else 4, 1)
     if dim > 128:
         return _Tiles(64, 32, 8, 2)
     if arch() != 90:
