@@ -43,7 +43,7 @@ def _cross_entropy_kernel(
             p_row + begin + o, mask=m, other=-float("inf"), eviction_policy="evict_last"
         ).to(tl.float32)
         b_new = tl.maximum(b_top, tl.max(b_x, axis=1))
-        b_part = tl.sum(tl.exp2(b_x * _LOG2E - (b_new * _LOG2E)[:, None]), axis=1)
+        b_part = tl.sum(tl.exp2((b_x - b_new[:, None]) * _LOG2E), axis=1)
         b_mass = b_mass * tl.exp2((b_top - b_new) * _LOG2E) + b_part
         b_top = b_new
         if SMOOTH:
@@ -60,11 +60,11 @@ def _cross_entropy_kernel(
     tl.store(p_losses + i_r, loss * weight)
     tl.store(p_logprobs + i_r, logprob)
     if GRAD:
-        even, base = smoothing / vocab, lse * _LOG2E
+        even = smoothing / vocab
         for begin in tl.range(0, vocab, LANES * WIDTH, num_stages=STAGES):
             m = begin + o < vocab
             b_x = tl.load(p_row + begin + o, mask=m, other=0.0, eviction_policy="evict_first")
-            b_p = tl.exp2(b_x.to(tl.float32) * _LOG2E - base)
+            b_p = tl.exp2((b_x.to(tl.float32) - lse) * _LOG2E)
             if SMOOTH:
                 b_p -= even
             b_p = tl.where(begin + o == target, b_p - (1 - smoothing), b_p) * weight

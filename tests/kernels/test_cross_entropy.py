@@ -76,9 +76,7 @@ def test_extreme_logits(backend: str, dtype: torch.dtype) -> None:
     weight = torch.tensor([[1.0], [0.0], [-1.0]], dtype=dtype)
     loss, logprobs = linear_cross_entropy(hidden, weight, torch.tensor([0, 0]))
     assert logprobs.tolist() == [0.0, -600.0]
-    (grad,) = torch.autograd.grad(loss, hidden)
-    # Exponents are in fp32, whose steps at 300 are 3e-5.
-    torch.testing.assert_close(grad, torch.tensor([[0.0], [-2.0]], dtype=dtype), atol=3e-5, rtol=0)
+    assert torch.autograd.grad(loss, hidden)[0].tolist() == [[0.0], [-2.0]]
 
 
 def test_without_gradient(backend: str, dtype: torch.dtype) -> None:

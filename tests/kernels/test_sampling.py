@@ -194,7 +194,7 @@ def test_ties_are_kept_by_the_filters_and_broken_by_id_when_greedy(backend: str)
     assert sample(logits, params(rows, temperature=0.0, allowed=allowed))[0].eq(2).all()
 
 
-def test_rows_do_not_depend_on_the_batch(invariant: str) -> None:
+def test_rows_do_not_depend_on_the_batch(backend: str) -> None:
     rows, vocab = (14, 601) if INTERPRETED else (29, 1601)
     logits, names = random_logits(rows, vocab), list(KNOBS)
     settings = [params(rows, **KNOBS[name]) for name in names]
@@ -217,7 +217,7 @@ def test_rows_do_not_depend_on_the_batch(invariant: str) -> None:
 
 
 def test_strided_logits(backend: str) -> None:
-    rows = 2 if INTERPRETED else 5
+    rows = 2 if INTERPRETED else 9
     wide = random_logits(rows, 700)
     knobs = params(rows, top_p=0.9)
     part = wide[:, 30:630]
@@ -250,7 +250,7 @@ def test_undrawable_rows(backend: str, knobs: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("knobs", [{"top_k": 1}, {"top_p": 0.6}, {"min_p": 0.9}], ids=str)
 def test_filters_act_among_the_allowed_ids(backend: str, knobs: dict[str, float]) -> None:
-    rows = 10
+    rows = 10 if INTERPRETED else 50
     logits = torch.tensor([5.0, 0.0, 1.0, 9.0]).expand(rows, -1)
     allowed = IdLists.of([[2, 1]] * rows)
     tokens, _ = sample(logits, params(rows, allowed=allowed, **knobs))
@@ -261,7 +261,7 @@ def test_unlikely_allowed_ids_still_share_their_probability(backend: str) -> Non
     rows = 30 if INTERPRETED else 2000
     logits = torch.tensor([200.0, 1.0, 0.0, -50.0]).expand(rows, -1)
     tokens, _ = sample(logits, params(rows, allowed=IdLists.of([[2, 1]] * rows)))
-    assert tokens.eq(1).double().mean() == pytest.approx(0.731, abs=1.5 / rows**0.5)
+    assert tokens.eq(1).double().mean() == pytest.approx(0.731, abs=0.27 if INTERPRETED else 0.03)
     assert set(tokens.tolist()) == {1, 2}
 
 
@@ -297,7 +297,10 @@ def test_top_logprobs(backend: str, vocab: int, k: int) -> None:
     torch.testing.assert_close(values, want_values, rtol=1e-5, atol=2e-6)
     tokens, logprobs = sample(logits, params(rows, temperature=0.0))
     assert torch.equal(tokens, ids[:, 0])
-    torch.testing.assert_close(logprobs, values[:, 0], rtol=1e-6, atol=1e-6)
+    if backend == "triton":  # adds up in another order here than there
+        torch.testing.assert_close(logprobs, values[:, 0], rtol=1e-6, atol=1e-6)
+    else:
+        assert torch.equal(logprobs, values[:, 0])
 
 
 # ---- distributions: Hugging Face's processors say what each knob means
