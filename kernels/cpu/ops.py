@@ -13,6 +13,7 @@ from kernels.attention import Segments
 from kernels.lora import LoraSlice
 from kernels.paged_attention import paged_attention_reference, store_kv_reference
 from kernels.recording import recordable
+from kernels.rows import contiguous_rows
 from kernels.sampling import SampleParams
 
 if cpu.native is None:
@@ -30,13 +31,8 @@ def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _rows(x: Tensor) -> Tensor:
-    """`x` with contiguous rows (strided rows stay as they are)."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, out_dtype: torch.dtype) -> Tensor:
-    x, weight = _rows(x), weight.contiguous()
+    x, weight = contiguous_rows(x), weight.contiguous()
     (rows, k), n = x.shape, weight.shape[0]
     y = torch.empty(rows, n, dtype=out_dtype)
     _LINEAR[x.dtype, out_dtype](
@@ -54,7 +50,7 @@ def _param_tensors(params: SampleParams) -> Iterator[Tensor]:
 
 
 def sample(logits: Tensor, params: SampleParams) -> tuple[Tensor, Tensor]:
-    logits = _rows(logits)
+    logits = contiguous_rows(logits)
     rows, vocab = logits.shape
     tokens, logprobs = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
     kept = list(_param_tensors(params))
@@ -65,7 +61,7 @@ def sample(logits: Tensor, params: SampleParams) -> tuple[Tensor, Tensor]:
 
 
 def top_logprobs(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    logits = _rows(logits)
+    logits = contiguous_rows(logits)
     rows, vocab = logits.shape
     logprobs, ids = torch.empty(rows, k), torch.empty(rows, k, dtype=torch.int64)
     out = logprobs.data_ptr(), ids.data_ptr()
@@ -98,7 +94,7 @@ def _pack(
 def attention(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor]:
-    q, k, v = _rows(q), _rows(k), _rows(v)
+    q, k, v = contiguous_rows(q), contiguous_rows(k), contiguous_rows(v)
     out, lse = torch.empty(q.shape, dtype=q.dtype), torch.empty(q.shape[:2])
     pack = _pack(q, k, segments, scale, window)
     _ATTENTION[q.dtype](pack, _heads(q), _heads(k), _heads(v), _heads(out), lse.data_ptr())
@@ -116,7 +112,12 @@ def attention_backward(
     scale: float,
     window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dout, q, k, v = _rows(dout), _rows(q), _rows(k), _rows(v)
+    dout, q, k, v = (
+        contiguous_rows(dout),
+        contiguous_rows(q),
+        contiguous_rows(k),
+        contiguous_rows(v),
+    )
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
     views = [_heads(x) for x in (dout, dq, dk, dv)]
     forward = _heads(q), _heads(k), _heads(v), _heads(out), lse.data_ptr()
@@ -206,11 +207,11 @@ def rope(
     inverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     q, k, cos, sin, positions = (
-        _rows(q),
-        _rows(k),
+        contiguous_rows(q),
+        contiguous_rows(k),
         cos.contiguous(),
         sin.contiguous(),
-        _rows(positions),
+        contiguous_rows(positions),
     )
     q_out = q if inplace else _like(q)
     k_out = k if inplace else _like(k)
@@ -228,7 +229,7 @@ def rope(
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    gate_up = _rows(gate_up)
+    gate_up = contiguous_rows(gate_up)
     rows, features = gate_up.shape[0], gate_up.shape[1] // 2
     y = torch.empty(rows, features, dtype=gate_up.dtype)
     addresses = gate_up.data_ptr(), y.data_ptr()
@@ -237,7 +238,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def swiglu_backward(dy: Tensor, gate_up: Tensor) -> Tensor:
-    dy, gate_up = dy.contiguous(), _rows(gate_up)
+    dy, gate_up = dy.contiguous(), contiguous_rows(gate_up)
     rows, features = dy.shape
     grad = _like(gate_up)
     addresses = dy.data_ptr(), gate_up.data_ptr(), grad.data_ptr()
@@ -264,7 +265,7 @@ def store_kv(
 ) -> None:
     if k_scale is not None:
         return store_kv_reference(k, v, k_cache, v_cache, slots, k_scale, v_scale)
-    k, v, slots = _rows(k), _rows(v), _rows(slots)
+    k, v, slots = contiguous_rows(k), contiguous_rows(v), contiguous_rows(slots)
     cache = _cache(k_cache, v_cache)
     _STORE_KV[k.dtype](_heads(k), _heads(v), tuple(k.shape), cache, slots.data_ptr())
 
@@ -285,8 +286,12 @@ def paged_attention(
     if k_scale is not None:
         layout, scales = (cu_seqlens_q, seq_lens, block_table), (k_scale, v_scale)
         return paged_attention_reference(q, k_cache, v_cache, *layout, scale, window, 0, *scales)
-    q, cu_seqlens_q, seq_lens = _rows(q), _rows(cu_seqlens_q), _rows(seq_lens)
-    block_table = _rows(block_table)
+    q, cu_seqlens_q, seq_lens = (
+        contiguous_rows(q),
+        contiguous_rows(cu_seqlens_q),
+        contiguous_rows(seq_lens),
+    )
+    block_table = contiguous_rows(block_table)
     out = _like(q)
     _PAGED_ATTENTION[q.dtype](
         _heads(q),
@@ -333,7 +338,7 @@ _LORA_ADD = {
 def lora_add_(y: Tensor, x: Tensor, lora: Sequence[LoraSlice]) -> Tensor:
     if not lora:
         return y
-    x = _rows(x)
+    x = contiguous_rows(x)
     wide = any(part.a.dtype != x.dtype or part.b.dtype != x.dtype for part in lora)
     dtype = torch.float32 if wide else x.dtype
     pairs = [(part.a.to(dtype).contiguous(), part.b.T.to(dtype).contiguous()) for part in lora]

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.attention import Segments
+from kernels.rows import contiguous_rows
 from kernels.triton.segment_tiles import (
     key_tile,
     load_rows,
@@ -113,11 +114,6 @@ def limit(window: int | None) -> int | None:
     return None if window is None else min(window, _FAR)
 
 
-def rows(x: Tensor) -> Tensor:
-    """`x` with contiguous rows (strided rows stay as they are)."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def tile(shapes: Shapes, dim: int, dtype: torch.dtype) -> dict[str, int]:
     """What a kernel is compiled for on this card, of its `shapes`."""
     width = max(16, triton.next_power_of_2(dim))  # tensor cores take powers of 2
@@ -133,7 +129,7 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor]:
     (tokens, heads, dim), kv_heads = q.shape, k.shape[1]
-    q, k, v = rows(q), rows(k), rows(v)
+    q, k, v = contiguous_rows(q), contiguous_rows(k), contiguous_rows(v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     if out.numel():

@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.attention import Segments
-from kernels.triton.attention import LOG2_E, Shapes, limit, rows, tile
+from kernels.rows import contiguous_rows
+from kernels.triton.attention import LOG2_E, Shapes, limit, tile
 from kernels.triton.segment_tiles import (
     key_tile,
     key_tiles,
@@ -278,7 +279,12 @@ def attention_backward(
     window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     (tokens, heads, dim), kv_heads = q.shape, k.shape[1]
-    dout, q, k, v = rows(dout), rows(q), rows(k), rows(v)
+    dout, q, k, v = (
+        contiguous_rows(dout),
+        contiguous_rows(q),
+        contiguous_rows(k),
+        contiguous_rows(v),
+    )
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     if not q.numel():
         return dq, dk, dv

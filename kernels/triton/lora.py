@@ -17,10 +17,10 @@ from torch import Tensor
 from kernels.linear import add_base_linear_
 from kernels.lora import LoraPlan, lora_linear_forward_reference
 from kernels.quantized import Weight
+from kernels.rows import contiguous_rows
 from kernels.triton.lora_tile import (
     aligned_rows,
     columns_of_s,
-    contiguous_rows,
     expand_tile,
     rank_block,
     shrink_config,

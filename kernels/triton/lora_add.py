@@ -9,10 +9,10 @@ import triton
 from torch import Tensor
 
 from kernels.lora import LoraSlice
+from kernels.rows import contiguous_rows
 from kernels.triton.lora import expand_slice, launch_expand, launch_shrink
 from kernels.triton.lora_tile import (
     columns_of_s,
-    contiguous_rows,
     of_one_dtype,
     rank_block,
     shrink_config,

@@ -16,10 +16,10 @@ from torch import Tensor
 from kernels.linear import add_base_linear_dx_
 from kernels.lora import LoraPlan, lora_linear_backward_reference
 from kernels.quantized import Weight
+from kernels.rows import contiguous_rows
 from kernels.triton.lora import expand, expand_slice, total
 from kernels.triton.lora_tile import (
     columns_of_s,
-    contiguous_rows,
     of_one_dtype,
     padded_rank,
     rank_block,

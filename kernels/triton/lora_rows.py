@@ -12,9 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.lora_rows import ENTRY, TILE, LoraRows
+from kernels.rows import contiguous_rows
 from kernels.triton.lora_add import ADD_COLUMNS, splits_of
 from kernels.triton.lora_tile import (
-    contiguous_rows,
     expand_tile,
     rank_block,
     shrink_config,

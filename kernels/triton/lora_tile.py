@@ -83,11 +83,6 @@ def expand_tile(
     return b_y
 
 
-def contiguous_rows(x: Tensor) -> Tensor:
-    """`x`, or a copy of it whose rows' elements lie next to each other."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def aligned_rows(a: Sequence[Tensor]) -> bool:
     """Whether all rows of contiguous tensors begin at multiples of 16 bytes."""
     return all(x.data_ptr() % 16 == 0 == x.shape[1] * x.itemsize % 16 for x in a)

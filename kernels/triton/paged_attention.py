@@ -14,6 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
+from kernels.rows import contiguous_rows
 from kernels.triton.paged_cascade import prefix_kernel
 from kernels.triton.paged_decode import merge_kernel, split_kernel
 from kernels.triton.paged_prefill import tile_kernel
@@ -80,13 +81,13 @@ def paged_attention(
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
 ) -> Tensor:
-    q = q if q.stride(-1) == 1 else q.contiguous()
+    q = contiguous_rows(q)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     if out.numel() == 0:
         return out
     tokens, dim, sequences = len(q), q.shape[2], len(seq_lens)
     group = q.shape[1] // k_cache.shape[2]
-    table = block_table if block_table.stride(-1) == 1 else block_table.contiguous()
+    table = contiguous_rows(block_table)
     few, many = _few_rows(group, dim, q.dtype), _many_rows(dim, k_cache.dtype, q.dtype)
     decode = tokens == sequences  # then each token is worked on by itself
     inputs = (

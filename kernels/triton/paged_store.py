@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.rows import contiguous_rows
 from kernels.triton.paged_tile import Cache
 
 _TILE = 2048  # elements of k, and of v, that a program holds
@@ -85,7 +86,7 @@ def store_kv(
 ) -> None:
     if k.numel() == 0:
         return
-    k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
+    k, v = (contiguous_rows(x) for x in (k, v))
     (_, block_size, heads, dim), rows = k_cache.shape, k.shape[0] * k.shape[1]
     block_d = triton.next_power_of_2(dim)
     block_r = max(1, _TILE // block_d)
