@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
 _UNKNOWN_MEMORY = 4 << 30
 
 
@@ -29,6 +32,16 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     earlier = error.__context__  # a CUDA graph's capture ends with an error of its own
     return "DefaultCPUAllocator" in str(error) or (earlier is not None and out_of_memory(earlier))
+
+
+def unless_out_of_memory(compute: Callable[[], T]) -> T | None:
+    """`compute`'s result, or None where memory ran out. Nothing computed stays alive then."""
+    try:
+        return compute()
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return None
 
 
 def give_back() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from engine.adapters.lora import Adapter, InferenceLora
-from engine.memory import give_back, out_of_memory
+from engine.memory import give_back, unless_out_of_memory
 from engine.model import Llama
 from engine.serving.inputs import Inputs
 from engine.serving.kv_cache import KVCache, blocks_for
@@ -51,7 +51,7 @@ class DecodeGraph:
         shared_blocks: int,
     ) -> None:
         self.model, self.rows, self.width = model, rows, width
-        first = self._filled(step)
+        first = self._filled(step).arrays
         self._buffer = pack(first, model.device).to(model.device)
         self._inputs = Inputs(*unpack(self._buffer, first), shared_blocks=shared_blocks)
         self._embedded = model.embed(self._inputs.tokens)
@@ -65,7 +65,7 @@ class DecodeGraph:
 
     def replay(self, step: Step[S]) -> Tensor:
         """`hidden [S, W]` of a step; overwritten by the next one."""
-        self._buffer.copy_(pack(self._filled(step), self.model.device), non_blocking=True)
+        self._buffer.copy_(pack(self._filled(step).arrays, self.model.device), non_blocking=True)
         self._embedded.copy_(self.model.embed(self._inputs.tokens))
         self._recording.replay()
         return self.hidden(step)
@@ -74,8 +74,8 @@ class DecodeGraph:
         """`[S, W]` of the step that was computed last."""
         return self._recording.result[: len(step.sequences)]
 
-    def _filled(self, step: Step[S]) -> list[np.ndarray]:
-        """The arrays of the step's inputs with R rows, and `width` columns of the block table."""
+    def _filled(self, step: Step[S]) -> Inputs[np.ndarray]:
+        """The step's inputs with R rows, and `width` columns of the block table."""
         inputs = step.inputs
         more = self.rows - len(step.sequences)
         table = np.pad(inputs.block_table, ((0, 0), (0, self.width - inputs.block_table.shape[1])))
@@ -84,7 +84,9 @@ class DecodeGraph:
             np.concatenate([each, np.repeat(each[-1:], more, axis=0)]) for each in rows
         )
         bounds = np.arange(self.rows + 1, dtype=np.int32)
-        return [tokens, positions, slots, bounds, seq_lens, table]
+        return Inputs(
+            tokens, positions, slots, bounds, seq_lens, table, shared_blocks=inputs.shared_blocks
+        )
 
 
 def _filled_ranges(
@@ -132,7 +134,7 @@ class DecodeGraphs:
         self, key: tuple[object, ...], step: Step[S], shape: tuple[int, int, int]
     ) -> Tensor | None:
         """Computes the step and keeps its recording; None where there is no memory for that."""
-        graph = self._unless_out_of_memory(step, shape)
+        graph = unless_out_of_memory(lambda: DecodeGraph(self.model, self.cache, step, *shape))
         if graph is None:
             self.clear()
             self.sizes = []  # until memory is given back
@@ -142,16 +144,6 @@ class DecodeGraphs:
         if len(self._graphs) > _MOST_GRAPHS[self.model.device.type]:
             self._graphs.popitem(last=False)
         return graph.hidden(step)
-
-    def _unless_out_of_memory(
-        self, step: Step[S], shape: tuple[int, int, int]
-    ) -> DecodeGraph | None:
-        try:
-            return DecodeGraph(self.model, self.cache, step, *shape)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            return None
 
     def _worth_recording(self, key: tuple[object, ...]) -> bool:
         """On a GPU a recording costs some steps' time, and a batch that drains passes many sizes:

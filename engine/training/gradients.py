@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from engine.adapters.lora import Adapter, TrainingLora
 from engine.errors import TrainingError
-from engine.memory import out_of_memory
+from engine.memory import unless_out_of_memory
 from engine.model import Llama
 from engine.seeds import mix
 from engine.training.config import TrainConfig
@@ -114,7 +115,7 @@ class Gradients:
         done: list[MicroBatch] = []
         losses: list[Tensor] = []
         while pending:
-            loss = _unless_out_of_memory(compute, pending[0], len(done))
+            loss = unless_out_of_memory(partial(compute, pending[0], len(done)))
             if loss is None:
                 pending = self._smaller(pending, where)
             else:
@@ -155,15 +156,3 @@ def count_targets(batch: Sequence[Encoded]) -> int:
 def name_examples(batch: Sequence[Encoded]) -> str:
     """`examples 3, 7, 12`, for errors."""
     return f"examples {', '.join(str(i) for i in sorted(example.index for example in batch))}"
-
-
-def _unless_out_of_memory(
-    compute: Callable[[MicroBatch, int], Tensor], micro: MicroBatch, number: int
-) -> Tensor | None:
-    """`compute`'s result, or None where memory ran out. Nothing computed stays alive then."""
-    try:
-        return compute(micro, number)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        return None

@@ -25,8 +25,6 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:  # a null byte in the name
-        raise UserError(f"{str(path)!r}: {error}") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -96,8 +94,8 @@ def user_file(value: Any, where: str, folder: Path) -> Path:
         UserError: it is no text, or there is no such file.
     """
     path = folder / expanded(text(value, where), where)
-    if "\0" in str(path) or not path.is_file():
-        what = "a folder, not a file" if "\0" not in str(path) and path.is_dir() else "no such file"
+    if not path.is_file():
+        what = "a folder, not a file" if path.is_dir() else "no such file"
         raise UserError(f"{where}: {str(path)!r}: {what}")
     return path
 
