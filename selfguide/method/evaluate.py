@@ -16,6 +16,7 @@ from selfguide.method.examples_only import examples_only
 from selfguide.method.expert import Answer, Expert, Unlabelled
 from selfguide.method.ground import Fold, Ground, choose_ground, leave_one_out
 from selfguide.method.pairs import Pair
+from selfguide.method.remembering import Remembering
 from selfguide.method.systems import Answering, Contest, System, all_systems, prompt_tokens
 from selfguide.method.verdict import judge
 from selfguide.metrics.exact import exact_match, gold_label, macro_f1, valid_share
@@ -35,7 +36,7 @@ class Outcome:
 
     Attributes:
         answers: to the rows, in their order.
-        seconds: that it took.
+        seconds: that it took, less what another system had computed already.
         prompt_tokens: of a query, on average; None for what reads no prompt.
     """
 
@@ -74,6 +75,7 @@ def evaluate(
         AdapterError: the model has no adapter "expert".
         Interrupted: the observer stopped it; systems that were done are in the cache.
     """
+    answerer = Remembering(answerer.llm, answerer.task, answerer.prompts)
     ground = choose_ground(answerer, settings, held_out)
     judged = ground.source != "leave_one_out"
     tuned = examples_only(answerer, settings, cache, observer) if judged else None

@@ -5,7 +5,11 @@ import torch
 from torch import Tensor
 
 from kernels import Segments, attention, attention_reference
+from tests.kernels.conftest import INTERPRETED
 from tests.kernels.oracle import FORWARD, GRADIENT, assert_close, double, gradients
+
+SHAPES = [(6, 2, 64), (2, 1, 80), (2, 2, 6)] if INTERPRETED else [(9, 3, 64), (4, 1, 80), (2, 2, 6)]
+LONG, OWN = (70, 40) if INTERPRETED else (130, 90)  # tokens of a sequence, and after a prefix
 
 
 def pack(lengths: list[int], prefix: list[int] | None = None) -> Segments:
@@ -37,15 +41,15 @@ def check(
             assert_close(grad, expected, GRADIENT)
 
 
-@pytest.mark.parametrize("shape", [(6, 2, 64), (2, 1, 80), (2, 2, 6)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
     ("lengths", "prefix"),
     [
         ([63], None),
         ([1], None),
-        ([0, 1, 25, 0, 70, 24], None),
-        ([66, 5, 1, 0, 20], [-1, 0, 0, 0, 0]),
-        ([35, 7, 30, 2, 9, 20], [-1, 0, -1, 2, 2, 0]),
+        ([0, 1, 25, 0, LONG, 24], None),
+        ([70, 5, 1, 0, OWN], [-1, 0, 0, 0, 0]),
+        ([LONG // 2, 7, 30, 2, 9, OWN], [-1, 0, -1, 2, 2, 0]),
         ([0, 3], [-1, 0]),
     ],
     ids=["single", "one-token", "ragged", "users", "two-groups", "empty-prefix"],
@@ -85,7 +89,7 @@ def test_many_segments_continue_one(backend: str, dtype: torch.dtype, window: in
 def test_window_counts_over_prefix_and_own_tokens(
     backend: str, dtype: torch.dtype, window: int
 ) -> None:
-    check(pack([70, 5, 40, 20], [-1, 0, 0, -1]), (2, 1, 16), dtype, window)
+    check(pack([70, 5, OWN, 20], [-1, 0, 0, -1]), (4, 2, 16), dtype, window)
 
 
 def test_no_tokens(backend: str, dtype: torch.dtype) -> None:
@@ -93,7 +97,7 @@ def test_no_tokens(backend: str, dtype: torch.dtype) -> None:
 
 
 def test_a_shared_prefix_gives_the_gradients_of_copies(backend: str) -> None:
-    prefix, users = 33, [4, 1, 30]
+    prefix, users = 33, [4, 1, OWN]
     shared = pack([prefix, *users], [-1, 0, 0, 0])
     copies = pack([prefix, *(prefix + n for n in users)])
     index, own, start = list(range(prefix)), [True] * prefix, prefix
