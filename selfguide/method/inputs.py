@@ -12,8 +12,10 @@ from engine import SamplingParams
 from engine.seeds import mix
 from selfguide.method.answering import Answerer, OnProgress
 from selfguide.method.pairs import Candidate
+from selfguide.method.reverse import ADAPTER as WRITER
 from selfguide.method.reverse import Writer
 from selfguide.method.shape import Shape
+from selfguide.observer import Watch
 from selfguide.settings import Settings
 from selfguide.tasks import Example
 
@@ -26,6 +28,15 @@ class Inventor:
 
     answerer: Answerer
     settings: Settings
+
+    def prepare(self, progress: Watch | None = None) -> None:
+        """Learns what inventing takes, in a minute at most, unless that was done or is not needed.
+
+        Args:
+            progress: called after each step of a training; may raise.
+        """
+        if self._reverse:
+            self._writer.learn(progress)
 
     def invent(
         self,
@@ -44,6 +55,7 @@ class Inventor:
             earlier: candidates of earlier rounds that may be shown as examples.
             progress: called as inputs are finished.
         """
+        self.prepare()
         candidates = [
             self._blank(first_id + place, round, label) for place, label in enumerate(asked)
         ]
@@ -51,7 +63,7 @@ class Inventor:
         adapter: str | None = None
         if self._reverse:
             self._writer.ask(candidates, [self._records(each) for each in shown], progress)
-            adapter = self._writer.adapter
+            adapter = WRITER
             shown = [[] for _ in candidates]
         pairs = zip(candidates, shown, strict=True)
         waiting = [(each, self._prompt(each, seen)) for each, seen in pairs if each.filter is None]

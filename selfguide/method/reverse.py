@@ -8,14 +8,14 @@ copies the output instead, so a small adapter learns from the task's examples to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 from engine import LoraConfig, SamplingParams, TrainConfig, TrainExample
 from engine.seeds import mix
 from selfguide.method.answering import Answerer, OnProgress
 from selfguide.method.pairs import Candidate
 from selfguide.metrics.rouge import alike
+from selfguide.observer import Watch
 from selfguide.prompts import Asking
 from selfguide.settings import Settings
 from selfguide.tasks import Example
@@ -27,16 +27,22 @@ _NEXT_RECORD = "\nOutput:"  # what a bare model may go on with, the input left o
 _OUTPUT = 3  # a salt: outputs do not repeat the numbers that their inputs are drawn with
 
 
-@dataclass(frozen=True)
+@dataclass
 class Writer:
-    """Invents outputs, and knows the adapter that writes inputs for them."""
+    """Invents outputs, and teaches the adapter `ADAPTER` to write inputs for them."""
 
     answerer: Answerer
     settings: Settings
+    _learnt: bool = field(default=False, init=False)
 
-    @cached_property
-    def adapter(self) -> str:
-        """Trains it, in seconds: each example's input after its output, the others shown before."""
+    def learn(self, progress: Watch | None = None) -> None:
+        """Trains the adapter, once: each example's input after its output, the others shown before.
+
+        Args:
+            progress: called after each step; whatever it raises leaves everything to be learnt.
+        """
+        if self._learnt:
+            return
         adapters, examples = self.answerer.llm.adapters, self.answerer.task.examples
         if ADAPTER in adapters:
             adapters.drop(ADAPTER)
@@ -47,8 +53,8 @@ class Writer:
             for own in examples
         ]
         config = TrainConfig(epochs=EPOCHS, batch_size=8, lr=2e-4, seed=self.settings.seed)
-        self.answerer.llm.train(lessons, config, adapter=ADAPTER)
-        return ADAPTER
+        self.answerer.llm.train(lessons, config, adapter=ADAPTER, progress=progress)
+        self._learnt = True
 
     def ask(
         self,

@@ -171,6 +171,7 @@ class _Rounds:
         ]
 
     def _invented(self, number: int, asked: Sequence[str | None]) -> list[Candidate]:
+        self._inventor.prepare(stoppable(self.observer, "learning to write inputs"))
         watch = stoppable(self.observer, f"round {number + 1}: inventing inputs")
         return self._inventor.invent(len(self.ledger), number, asked, self.survivors, watch)
 

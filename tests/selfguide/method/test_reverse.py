@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine import Scored
+import pytest
+
+from engine import Progress, Scored, TrainProgress
+from selfguide.errors import Interrupted
 from selfguide.method.annotate import Annotator
 from selfguide.method.inputs import Inventor
 from selfguide.method.pairs import Candidate
-from selfguide.method.reverse import ADAPTER, Writer
+from selfguide.method.reverse import ADAPTER, EPOCHS, Writer
 from selfguide.metrics.rouge import alike
 from selfguide.prompts import Asking
 from selfguide.settings import Settings
@@ -40,7 +43,26 @@ def test_the_adapter_learns_to_write_the_examples_inputs() -> None:
         return scored.logprob
 
     before = likely(None)
-    assert likely(Writer(asks, Settings()).adapter) > before + 0.1
+    Writer(asks, Settings()).learn()
+    assert likely(ADAPTER) > before + 0.1
+
+
+def test_learning_may_be_stopped_and_is_done_once() -> None:
+    inventor = Inventor(answerer(FREE), REVERSE)
+    steps: list[int] = []
+
+    def stop(progress: Progress | TrainProgress) -> None:
+        raise Interrupted
+
+    def count(progress: Progress | TrainProgress) -> None:
+        assert isinstance(progress, TrainProgress)
+        steps.append(progress.step)
+
+    with pytest.raises(Interrupted):
+        inventor.prepare(stop)
+    inventor.prepare(count)
+    assert steps == list(range(1, EPOCHS + 1))
+    inventor.prepare(stop)
 
 
 def test_an_invented_output_ends_where_the_next_would_begin() -> None:
