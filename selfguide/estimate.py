@@ -58,7 +58,7 @@ class Estimate:
 def estimate(answerer: Answerer, settings: Settings) -> Estimate:
     """Times a few rows of each kind of work, which takes seconds."""
     examples = len(answerer.task.examples)
-    least = min(_whole_rounds(settings), settings.max_candidates)
+    least = _fewest_candidates(settings)
     with Stopwatch() as watch:
         candidate = _candidate(answerer, settings)
         evaluation = _evaluation(answerer, settings, min(least, BIAS_INPUTS))
@@ -80,9 +80,10 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _whole_rounds(settings: Settings) -> int:
-    """Candidates of the rounds that are needed if each becomes a pair."""
-    return ceil(settings.pairs / settings.round_size) * settings.round_size
+def _fewest_candidates(settings: Settings) -> int:
+    """Candidates of the whole rounds that are needed if every one survives."""
+    rounds = ceil(settings.pool * settings.pairs / settings.round_size)
+    return min(rounds * settings.round_size, settings.max_candidates)
 
 
 def _candidate(answerer: Answerer, settings: Settings) -> float:

@@ -64,6 +64,14 @@ class Settings:
         "by default); or the paper's prompt",
     )
     pairs: int = _key(64, "synthesis", "training pairs wanted", low=1, high=10**6)
+    pool: float = _key(
+        1.0,
+        "synthesis",
+        "survivors to choose each training pair from, the most varied; 1 takes the first; 2.5 for "
+        "free text",
+        low=1,
+        high=100,
+    )
     at_least: int = _key(12, "synthesis", "fewer pairs than this end the run (exit code 3)", low=0)
     max_candidates: int = _key(640, "synthesis", "inputs to try at most", low=1, high=10**7)
     round_size: int = _key(64, "synthesis", "inputs tried in one round", low=1, high=10**5)
@@ -137,7 +145,12 @@ _PAPER: Mapping[str, Any] = {
     "decision": "greedy",
 }
 
-_FREE_TEXT: Mapping[str, Any] = {"generator": "reverse", "prompt": "few_shot", "lr": 5e-4}
+_FREE_TEXT: Mapping[str, Any] = {
+    "generator": "reverse",
+    "pool": 2.5,
+    "prompt": "few_shot",
+    "lr": 5e-4,
+}
 
 RECIPES = ("default", "paper")
 

@@ -12,6 +12,7 @@ from engine.seeds import mix
 from selfguide.errors import TooFewPairs
 from selfguide.method.collapse import at_chance, collapsed
 from selfguide.method.pairs import Candidate, answered, survivors
+from selfguide.method.variety import most_varied
 from selfguide.observer import Observer
 from selfguide.settings import Settings
 from selfguide.tasks import Task
@@ -32,6 +33,11 @@ def held_out_share(task: Task) -> float:
 def label_quota(task: Task, settings: Settings) -> int:
     """Pairs wanted of each label."""
     return ceil(settings.pairs / max(len(task.labels), 1))
+
+
+def label_pool(task: Task, settings: Settings) -> int:
+    """Survivors wanted of each label, for its pairs to be chosen from."""
+    return ceil(settings.pool * label_quota(task, settings))
 
 
 class Choice:
@@ -80,15 +86,28 @@ class Choice:
             candidate.drop("balance", f"{self._missing}, and without it nothing can be learnt")
 
     def _balance(self) -> None:
-        """No label far ahead of the rarest, none above its share of the pairs wanted."""
+        """No label far ahead of the rarest, none above its share of the pairs wanted.
+
+        Those that vary most stay, or with a pool of 1 those that came first.
+        """
         kinds: dict[str | None, list[Candidate]] = defaultdict(list)
         for each in survivors(self._ledger):
             kinds[each.output if self._task.labels else None].append(each)
         rarest = min(map(len, kinds.values()), default=0)
         most = min(label_quota(self._task, self._settings), _LOPSIDED * rarest)
-        for kind in kinds.values():
-            for candidate in kind[most:]:
-                candidate.drop("balance", f"{most} pairs of its kind were kept before it")
+        for label, kind in kinds.items():
+            for candidate in self._surplus(label, kind, most):
+                candidate.drop("balance", f"{most} other pairs of its kind were kept")
+
+    def _surplus(
+        self, label: str | None, kind: Sequence[Candidate], most: int
+    ) -> Sequence[Candidate]:
+        """Pairs of a label (None: without labels) that are more than `most`."""
+        if self._settings.pool == 1:
+            return kind[most:]
+        examples = [each.input for each in self._task.examples if label in (None, each.output)]
+        chosen = set(most_varied([each.input for each in kind], examples, most))
+        return [candidate for at, candidate in enumerate(kind) if at not in chosen]
 
     def require_enough(self, kept: Sequence[Candidate]) -> None:
         """Warns of fewer pairs than wanted; raises TooFewPairs below `settings.at_least`."""

@@ -11,7 +11,7 @@ import numpy as np
 from engine.seeds import mix
 from selfguide.method.annotate import Annotator
 from selfguide.method.answering import Answerer
-from selfguide.method.choice import Choice, label_quota
+from selfguide.method.choice import Choice, label_pool
 from selfguide.method.collapse import collapsed
 from selfguide.method.filters import INPUT_FILTERS, OUTPUT_FILTERS, Context, sift
 from selfguide.method.inputs import Inventor
@@ -101,7 +101,7 @@ class _Rounds:
         self._inventor = Inventor(answerer, settings)
         self._context = Context(self.task, settings)
         self.labels: list[str | None] = list(self.task.labels) or [None]
-        self._quota = label_quota(self.task, settings)
+        self._pool = label_pool(self.task, settings)
         for candidate in self.annotated:
             self._context.remember(candidate.input, candidate.id)
         self._judge()
@@ -116,9 +116,9 @@ class _Rounds:
         return survivors(self.ledger)
 
     def missing(self) -> dict[str | None, int]:
-        """Pairs that each label still needs."""
+        """Pairs that each label's pool still needs."""
         have = Counter(each.output if self.task.labels else None for each in self.survivors)
-        return {label: max(self._quota - have[label], 0) for label in self.labels}
+        return {label: max(self._pool - have[label], 0) for label in self.labels}
 
     def go_on(self) -> bool:
         """Whether another round is needed, allowed and not hopeless."""

@@ -64,3 +64,9 @@ def test_without_rows_the_examples_are_answered_in_turn() -> None:
     learning = examples_only.EPOCHS / 2
     systems = 1 + 3 + 1 + 3  # zero-shot, few-shot, examples only, expert; a second for two rows
     assert _of(task).evaluate == pytest.approx(systems / 2 + 2 * 4 / 2 + learning)
+
+
+@pytest.mark.usefixtures("_one_second_each")
+def test_a_pool_takes_more_rounds() -> None:
+    guess = estimate(tiny.answerer(tiny.CLASSES), replace(_SETTINGS, pool=2.5))
+    assert guess.least == pytest.approx(16 / 16)

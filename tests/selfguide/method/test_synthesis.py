@@ -17,7 +17,7 @@ from selfguide.tasks import EvalRow, Example, Task
 from tests.selfguide.method.mood import MOOD, answerer
 
 FREE = Task("free", "Go on.", (Example("one two", "three"), Example("four five six", "seven")))
-LOOSE = Settings(filters=(), pairs=8, at_least=0, round_size=8, max_candidates=64, votes=2)
+LOOSE = Settings(filters=(), pairs=8, pool=1, at_least=0, round_size=8, max_candidates=64, votes=2)
 EAGER = replace(LOOSE, pairs=40)
 
 
@@ -192,3 +192,35 @@ def test_every_generator_writes_inputs(generator: str) -> None:
     made, _ = run(settings=replace(LOOSE, generator=generator))  # type: ignore[arg-type]
     assert {each.source for each in made.candidates} == {generator}
     assert any(each.input for each in made.candidates)
+
+
+@pytest.mark.parametrize("pool", [1, 1.5, 2])
+def test_pairs_are_chosen_from_a_pool_for_their_variety(pool: float) -> None:
+    """Ten survivors, twins among them, are enough up to a pool of nine."""
+    texts = ["a b c d", "a b c e", "f g h", "f g i", "j k", "j l m", "n o", "n p q", "r s", "t u v"]
+    known = [
+        Candidate(at, 0, "record", text, None, at, output=f"{at} {at}", agreement=1.0)
+        for at, text in enumerate(texts)
+    ]
+    settings = replace(LOOSE, pairs=6, pool=pool, round_size=10, max_candidates=30)
+    made, _ = run(FREE, settings, known)
+    kept = [each for each in made.candidates if each.kept]
+    assert len(kept) == 6
+    assert (len(made.candidates) > 10) == (pool == 2)
+    if pool == 1:
+        assert [each.id for each in kept] == list(range(6))
+    if pool == 1.5:
+        assert {each.input for each in kept} >= {"j k", "n o", "r s", "t u v"}
+        assert {each.reason for each in made.candidates if not each.kept} == {
+            "6 other pairs of its kind were kept"
+        }
+
+
+def test_each_labels_pairs_are_chosen_among_its_own() -> None:
+    known = kept_by_label(8, 6)
+    for candidate in known:
+        candidate.input = f"same words {'again' if candidate.id % 2 else candidate.input}"
+    settings = replace(DIRECT, pairs=8, pool=1.5, max_candidates=14)
+    kept = [each for each in run(MOOD, settings, known)[0].candidates if each.kept]
+    assert Counter(each.output for each in kept) == {"good": 4, "bad": 4}
+    assert sum("again" in each.input for each in kept) < 4
