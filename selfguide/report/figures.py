@@ -22,7 +22,7 @@ _WHY = {
     "agreement": "the votes disagree",
     "round_trip": "annotation did not give back what the input was asked for",
     "collapsed": "the annotator answered without looking",
-    "balance": "others of their kind were kept",
+    "balance": "more of their kind than needed",
     UNDECIDED: "the run ended before",
 }
 
