@@ -72,7 +72,7 @@ def leave_one_out(answerer: Answerer) -> tuple[Fold, ...]:
     for left in examples:
         others = tuple(each for each in examples if each is not left)
         task = replace(answerer.task, examples=others, stop=answerer.prompts.stop)
-        asked = Answerer(answerer.llm, task, Prompts(task, answerer.llm.tokenizer))
+        asked = replace(answerer, task=task, prompts=Prompts(task, answerer.llm.tokenizer))
         folds.append(Fold(asked, (EvalRow(left.input, (left.output,)),)))
     return tuple(folds)
 

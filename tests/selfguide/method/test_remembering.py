@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from engine import LLM
+from selfguide.method.ground import leave_one_out
 from selfguide.method.remembering import Remembering
 from selfguide.prompts import Asking
 from tests.selfguide.method.tiny import CLASSES, answerer, sentence
@@ -64,3 +65,15 @@ def test_other_ways_to_ask_have_scores_of_their_own() -> None:
             )
     different = [asked.label_scores(FIRST, way).tobytes() for way in ways]
     assert len(set(different)) == len(ways)
+
+
+def test_folds_remember_too_each_for_itself(scored: list[int]) -> None:
+    plain = answerer(CLASSES)
+    asked = Remembering(plain.llm, plain.task, plain.prompts)
+    folds = [fold.answerer for fold in leave_one_out(asked)]
+    expected = [fold.answerer.label_scores(FIRST, Asking()) for fold in leave_one_out(plain)]
+    scored.clear()
+    for _ in range(2):
+        for fold, exact in zip(folds, expected, strict=True):
+            np.testing.assert_array_equal(fold.label_scores(FIRST, Asking()), exact)
+    assert sum(scored) == len(folds) * 2 * len(CLASSES.labels)
