@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -118,16 +118,29 @@ class _Costs:
         channel = _seconds(lambda: answerer.channel_scores(inputs)) / len(inputs)
         return cls(text, direct, channel)
 
-    def of(self, way: Answering, rows: int, bias_rows: int) -> float:
-        """Of a way to answer `rows`, after `bias_rows` where it removes a bias first."""
-        if isinstance(way, Calibrated):
-            return self.direct * (rows + bias_rows)
-        if isinstance(way, Both):
-            return (self.direct + self.channel) * (rows + bias_rows)
-        if not isinstance(way, Way):
-            return 0.0
-        kinds = {"greedy": self.text, "channel": self.channel}
-        return rows * kinds.get(way.decision, self.direct)
+    def of(self, ways: Sequence[Answering], rows: int, bias_rows: int) -> float:
+        """Of ways to answer `rows`, after `bias_rows` where one removes a bias first.
+
+        Scores that several want are computed once, as `Remembering` does.
+        """
+        wanted = dict.fromkeys(need for way in ways for need in _needs(way))
+        return sum(
+            getattr(self, kind) * (bias_rows if biases else rows) for kind, _, biases in wanted
+        )
+
+
+def _needs(way: Answering) -> list[tuple[str, object, bool]]:
+    """The work of a way to answer: a field of `_Costs`, how it is asked, whether for biases."""
+    if way.asking is None:
+        return []
+    direct, channel = ("direct", way.asking), ("channel", way.asking.adapter)
+    if isinstance(way, Both):
+        return [(*each, biases) for each in (direct, channel) for biases in (False, True)]
+    if isinstance(way, Calibrated):
+        return [(*direct, False), (*direct, True)]
+    kinds = {"greedy": ("text", way.asking), "channel": channel}
+    decision = way.decision if isinstance(way, Way) else "direct"
+    return [(*kinds.get(decision, direct), False)]
 
 
 def _evaluation(answerer: Answerer, settings: Settings, bias_rows: int) -> float:
@@ -135,13 +148,16 @@ def _evaluation(answerer: Answerer, settings: Settings, bias_rows: int) -> float
     task, costs = answerer.task, _Costs.measured(answerer, settings)
     rows = len(task.eval_rows) or round(held_out_share(task) * settings.pairs)
     rows = rows if settings.limit is None else min(rows, settings.limit)
-    total = 0.0
-    for system in _systems(answerer, settings):
-        for way in system.variants().values():
-            total += costs.of(way, rows, bias_rows)
-            if not task.eval_rows and system.group == "untuned":
-                total += len(task.examples) * costs.of(way, 1, bias_rows)
-    return total
+    systems = _systems(answerer, settings)
+    total = costs.of(_ways(systems), rows, bias_rows)
+    if task.eval_rows:
+        return total
+    untuned = _ways([system for system in systems if system.group == "untuned"])
+    return total + len(task.examples) * costs.of(untuned, 1, bias_rows)
+
+
+def _ways(systems: Sequence[System]) -> list[Answering]:
+    return [way for system in systems for way in system.variants().values()]
 
 
 def _systems(answerer: Answerer, settings: Settings) -> list[System]:
@@ -150,7 +166,9 @@ def _systems(answerer: Answerer, settings: Settings) -> list[System]:
     asking = Asking(settings.template, settings.prompt == "few_shot", _TRIAL)
     expert = Expert.of(answerer, Way(asking, choose_decision(settings, task)), settings.model)
     rows = [EvalRow(each.input, (each.output,)) for each in task.examples]
-    return all_systems(Contest(task, settings.template, (), settings.seed, rows, expert, asking))
+    of_examples = replace(asking, adapter=examples_only.ADAPTER)
+    contest = Contest(task, settings.template, (), settings.seed, rows, expert, of_examples)
+    return all_systems(contest)
 
 
 def _pair(answerer: Answerer, settings: Settings) -> float:

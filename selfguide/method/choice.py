@@ -88,7 +88,7 @@ class Choice:
     def _balance(self) -> None:
         """No label far ahead of the rarest, none above its share of the pairs wanted.
 
-        Those that vary most stay, or with a pool of 1 those that came first.
+        With a pool of 1 those that came first stay, else the surest and of them the most varied.
         """
         kinds: dict[str | None, list[Candidate]] = defaultdict(list)
         for each in survivors(self._ledger):
@@ -106,8 +106,9 @@ class Choice:
         if self._settings.pool == 1:
             return kind[most:]
         examples = [each.input for each in self._task.examples if label in (None, each.output)]
-        chosen = set(most_varied([each.input for each in kind], examples, most))
-        return [candidate for at, candidate in enumerate(kind) if at not in chosen]
+        sure = kind if self._task.labels else _surest(kind, most)
+        chosen = {sure[at].id for at in most_varied([c.input for c in sure], examples, most)}
+        return [candidate for candidate in kind if candidate.id not in chosen]
 
     def require_enough(self, kept: Sequence[Candidate]) -> None:
         """Warns of fewer pairs than wanted; raises TooFewPairs below `settings.at_least`."""
@@ -145,3 +146,9 @@ class Choice:
     def _warn(self, line: str) -> None:
         self.warnings.append(line)
         self._observer.warn(line)
+
+
+def _surest(kind: Sequence[Candidate], least: int) -> list[Candidate]:
+    """The pairs of full agreement, in free text word for word; if too few, those nearest to it."""
+    ranked = sorted(kind, key=lambda candidate: candidate.agreement or 0.0, reverse=True)
+    return ranked[: max(least, sum(each.agreement == 1 for each in kind))]

@@ -42,10 +42,10 @@ def test_whole_rounds_biases_and_the_training_on_the_examples_are_counted() -> N
     epoch = 1 / 2  # two are timed
     assert whole.finetune == pytest.approx(epoch / 3 * (4 + 3) * _SETTINGS.epochs)
     # zero-shot, few-shot in three templates and the expert as text; label scores of the untuned
-    # model, of the examples' and, in three templates, the expert's; three ways less a bias; the
-    # channel; both.
-    per_row = 5 * row + 5 * label + 3 * label + row + (label + row)
-    biases = 8 * (3 * label + label + row)
+    # model, of the examples' and, in three templates, the expert's, which three ways less a bias
+    # and the channel beside them read again.
+    per_row = 5 * row + 5 * label + row
+    biases = 8 * (3 * label + row)
     learning = epoch * examples_only.EPOCHS
     assert whole.evaluate == pytest.approx(12 * per_row + biases + learning)
     assert limited.evaluate == pytest.approx(6 * per_row + biases + learning)

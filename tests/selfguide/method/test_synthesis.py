@@ -216,6 +216,20 @@ def test_pairs_are_chosen_from_a_pool_for_their_variety(pool: float) -> None:
         }
 
 
+@pytest.mark.parametrize(("unsure", "kept"), [(False, {0, 2, 4, 6}), (True, {0, 2, 4, 7})])
+def test_the_surest_pairs_come_before_the_most_varied(unsure: bool, kept: set[int]) -> None:
+    """Twins as long as they are sure; with too few sure ones those that come next."""
+    texts = ["a b c", "x y", "a b d", "o p", "a b e", "u v", "a b f", "m n"]
+    sure = [1.0, 0.92, 1.0, 0.92, 1.0, 0.92, 0.91 if unsure else 1.0, 0.95]
+    known = [
+        Candidate(at, 0, "record", text, None, at, output=f"{at} {at}", agreement=sure[at])
+        for at, text in enumerate(texts)
+    ]
+    settings = replace(LOOSE, pairs=4, pool=2, max_candidates=8)
+    made, _ = run(FREE, settings, known)
+    assert {each.id for each in made.candidates if each.kept} == kept
+
+
 def test_each_labels_pairs_are_chosen_among_its_own() -> None:
     known = kept_by_label(8, 6)
     for candidate in known:
