@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,9 +67,11 @@ class SampleParams:
     top_p: `[R]` fp32; 1 is off.
     min_p: `[R]` fp32; 0 is off.
     repetition_penalty: `[R]` fp32 > 0; 1 is off.
+    frequency_penalty: `[R]` fp32; 0 is off. presence_penalty: `[R]` fp32; 0 is off.
     seed: `[R]` int64; position: `[R]` int64. The random number is a function of these two.
     bias: added to the logits.
     seen: ids that the repetition penalty touches, each once however often it is listed.
+    generated: ids that the frequency and presence penalties touch; they count as often as listed.
     allowed: ids that may be drawn; an empty row may draw any.
     """
 
@@ -77,22 +80,35 @@ class SampleParams:
     top_p: Tensor
     min_p: Tensor
     repetition_penalty: Tensor
+    frequency_penalty: Tensor
+    presence_penalty: Tensor
     seed: Tensor
     position: Tensor
     bias: Biases
     seen: IdLists
+    generated: IdLists
     allowed: IdLists
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor and its name, such as `top_k` or `seen.ids`, in the order of the fields."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                yield name, value
+            else:
+                yield from ((f"{name}.{part}", each) for part, each in vars(value).items())
 
     def to(self, device: torch.device) -> SampleParams:
         """The same on `device`, from the host in one copy that nobody waits for."""
-        bias, seen, allowed = self.bias, self.seen, self.allowed
-        lists = bias.offsets, bias.ids, bias.values, seen.offsets, seen.ids
-        here = *(getattr(self, name) for name in _DTYPES), *lists, allowed.offsets, allowed.ids
-        *moved, a, b, c, d, e, f, g = upload([x.numpy() for x in here], device)
-        columns = dict(zip(_DTYPES, moved, strict=True))
-        return SampleParams(
-            **columns, bias=Biases(a, b, c), seen=IdLists(d, e), allowed=IdLists(f, g)
-        )
+        if device.type == "cpu":
+            return self
+        moved = iter(upload([tensor.numpy() for _, tensor in self.tensors()], device))
+
+        def there(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return next(moved)
+            return type(value)(*islice(moved, len(vars(value))))
+
+        return SampleParams(**{name: there(value) for name, value in vars(self).items()})
 
     @classmethod
     def neutral(cls, rows: int, device: torch.device | str | None = None) -> SampleParams:
@@ -101,18 +117,21 @@ class SampleParams:
         def full(value: float, dtype: torch.dtype) -> Tensor:
             return torch.full((rows,), value, dtype=dtype, device=device)
 
-        one, zero = full(1, torch.float32), full(0, torch.int64)
+        one, off, zero = full(1, torch.float32), full(0, torch.float32), full(0, torch.int64)
         nothing = IdLists.of([()] * rows, device)
         return cls(
             temperature=one,
             top_k=full(0, torch.int32),
             top_p=one,
-            min_p=full(0, torch.float32),
+            min_p=off,
             repetition_penalty=one,
+            frequency_penalty=off,
+            presence_penalty=off,
             seed=zero,
             position=zero,
             bias=Biases.of([{}] * rows, device),
             seen=nothing,
+            generated=nothing,
             allowed=nothing,
         )
 
@@ -123,6 +142,8 @@ _DTYPES = {
     "top_p": torch.float32,
     "min_p": torch.float32,
     "repetition_penalty": torch.float32,
+    "frequency_penalty": torch.float32,
+    "presence_penalty": torch.float32,
     "seed": torch.int64,
     "position": torch.int64,
 }
@@ -137,29 +158,34 @@ def _check_logits(logits: Tensor) -> None:
         raise ValueError("logits: the vocabulary is empty")
 
 
-def _check_params(rows: int, params: SampleParams) -> None:
-    for field in fields(params):
-        value = getattr(params, field.name)
-        if isinstance(value, Tensor):
-            if value.shape != (rows,) or value.dtype != _DTYPES[field.name]:
-                raise ValueError(
-                    f"{field.name}: expected [{rows}] {_DTYPES[field.name]}, "
-                    f"got {list(value.shape)} {value.dtype}"
-                )
-        elif value.offsets.shape != (rows + 1,):
+def _check_params(logits: Tensor, params: SampleParams) -> None:
+    rows, device = len(logits), logits.device
+    for name, value in vars(params).items():
+        if not isinstance(value, Tensor) and value.offsets.shape != (rows + 1,):
+            raise ValueError(f"{name}: expected {rows} rows, got {value.offsets.numel() - 1}")
+    for name, tensor in params.tensors():
+        dtype, size = _DTYPES.get(name), rows
+        if dtype is None:  # of a list, whose sizes are its own
+            dtype = torch.float32 if name == "bias.values" else torch.int64
+            size = params.bias.ids.numel() if name == "bias.values" else tensor.numel()
+        if tensor.shape != (size,) or tensor.dtype != dtype:
             raise ValueError(
-                f"{field.name}: expected {rows} rows, got {value.offsets.shape[0] - 1}"
+                f"{name}: expected [{size}] {dtype}, got {list(tensor.shape)} {tensor.dtype}"
             )
+        if tensor.device != device:
+            raise ValueError(f"{name}: on {tensor.device}, logits on {device}")
 
 
 def sample(logits: Tensor, params: SampleParams) -> tuple[Tensor, Tensor]:
     """Draws one token per row.
 
-    In this order (names and meanings as in Hugging Face's generate): logit bias; repetition
-    penalty (a seen logit is divided by it if positive, else multiplied); allowed ids; temperature;
-    top_k; top_p; min_p. Then inverse transform sampling in the order of token ids, with one
-    number of `kernels.philox.uniform(seed, position)`.
+    In this order (names and meanings as in Hugging Face's generate, those of the frequency and
+    presence penalties as in OpenAI's API, their place as in vLLM): logit bias; repetition penalty
+    (a seen logit is divided by it if positive, else multiplied); frequency and presence penalty;
+    allowed ids; temperature; top_k; top_p; min_p. Then inverse transform sampling in the order of
+    token ids, with one number of `kernels.philox.uniform(seed, position)`.
 
+    * A generated token that is listed c times loses frequency_penalty * c + presence_penalty.
     * top_k keeps the k largest logits, and all that tie with the k-th.
     * top_p keeps the smallest set of most likely tokens whose probability reaches p, at least
       one, and all that tie with the last; probabilities are those of the top_k survivors.
@@ -178,10 +204,10 @@ def sample(logits: Tensor, params: SampleParams) -> tuple[Tensor, Tensor]:
         A row depends on nothing but its own logits and settings.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a shape, dtype or device does not fit.
     """
     _check_logits(logits)
-    _check_params(logits.shape[0], params)
+    _check_params(logits, params)
     return implementation("sample", logits)(logits, params)
 
 
@@ -194,7 +220,8 @@ def top_logprobs(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         log-probabilities `[R, k]` fp32, descending, and token ids `[R, k]` int64; the lower id
-        first where they tie. Rows that `sample` cannot draw from hold -inf and -1.
+        first where they tie. Rows that `sample` cannot draw from hold -inf and -1. On a GPU, k
+        above 64 sorts the whole rows.
 
     Raises:
         ValueError: shape, dtype or k does not fit.
@@ -218,14 +245,24 @@ def _marked(lists: IdLists, like: Tensor) -> Tensor:
     return marks
 
 
+def _counted(lists: IdLists, like: Tensor) -> Tensor:
+    """`[R, V]`: how often each id is listed."""
+    counts, at = torch.zeros_like(like), (_row_of(lists), lists.ids)
+    return counts.index_put_(at, counts.new_ones(()), accumulate=True)
+
+
 def _adjusted(logits: Tensor, params: SampleParams) -> Tensor:
-    """Logits after bias and repetition penalty."""
+    """Logits after bias and penalties."""
     bias = torch.zeros_like(logits)
     bias[_row_of(params.bias), params.bias.ids] = params.bias.values.to(logits.dtype)
     scores = logits + bias
     penalty = params.repetition_penalty[:, None].to(logits.dtype)
     penalised = torch.where(scores > 0, scores / penalty, scores * penalty)
-    return torch.where(_marked(params.seen, logits), penalised, scores)
+    scores = torch.where(_marked(params.seen, logits), penalised, scores)
+    counts = _counted(params.generated, logits)
+    frequency = params.frequency_penalty[:, None].to(logits.dtype)
+    presence = params.presence_penalty[:, None].to(logits.dtype)
+    return scores - (frequency * counts + presence * (counts > 0))
 
 
 def _filtered(scores: Tensor, params: SampleParams) -> Tensor:

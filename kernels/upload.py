@@ -7,6 +7,7 @@ costs its ten microseconds; a decode step has twenty small arrays to send.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -39,9 +40,13 @@ def pack(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
 def unpack(buffer: Tensor, arrays: Sequence[np.ndarray]) -> list[Tensor]:
     """Views of a buffer that was packed from arrays of the same dtypes and shapes."""
     starts, _ = _layout(arrays)
-    return [
-        buffer[start : start + array.nbytes].view(_dtype(array)).view(array.shape)
+    flat = (
+        buffer[start : start + array.nbytes].view(_dtype(array.dtype))
         for start, array in zip(starts, arrays, strict=True)
+    )
+    return [
+        each if array.ndim == 1 else each.view(array.shape)  # a view takes a microsecond
+        for each, array in zip(flat, arrays, strict=True)
     ]
 
 
@@ -54,5 +59,6 @@ def _layout(arrays: Sequence[np.ndarray]) -> tuple[list[int], int]:
     return starts, size
 
 
-def _dtype(array: np.ndarray) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, array.dtype)).dtype
+@cache
+def _dtype(dtype: np.dtype) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype

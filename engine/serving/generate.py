@@ -195,10 +195,13 @@ def _sample_params(samples: list[Sample], device: torch.device) -> SampleParams:
         top_p=column([k.top_p for k in knobs], torch.float32),
         min_p=column([k.min_p for k in knobs], torch.float32),
         repetition_penalty=column([k.repetition_penalty for k in knobs], torch.float32),
+        frequency_penalty=column([k.frequency_penalty for k in knobs], torch.float32),
+        presence_penalty=column([k.presence_penalty for k in knobs], torch.float32),
         seed=column([one.seed for one in samples], torch.int64),
         position=column([len(one.ids) for one in samples], torch.int64),
         bias=Biases.of([k.logit_bias for k in knobs], "cpu"),
         seen=IdLists.of([one.seen for one in samples], "cpu"),
+        generated=IdLists.of([one.generated for one in samples], "cpu"),
         allowed=IdLists.of([one.allowed for one in samples], "cpu"),
     )
     return params.to(device)

@@ -25,7 +25,7 @@ class Completion:
             stop id, or the token that completed a stop string.
         text: of the ids, without special tokens, stop id, and all from the stop string on.
         logprobs: of each id, natural logarithm, under the model's own distribution (that is before
-            bias, penalty, temperature, filters and `allowed`).
+            bias, penalties, temperature, filters and `allowed`).
         top_logprobs: the most likely tokens of each position under it; None unless asked for.
         finish_reason: "stop"; "length" at max_tokens or at the end of the context; "error".
         stop: the string or id that ended it; for `allowed`, the string that was chosen.
@@ -114,6 +114,12 @@ class Sample(Sequence):
         if self.request.params.repetition_penalty == 1.0:
             return []
         return self.request.distinct + self.ids
+
+    @property
+    def generated(self) -> list[int]:
+        """Ids that the frequency and presence penalties count."""
+        params = self.request.params
+        return self.ids if params.frequency_penalty or params.presence_penalty else []
 
     def accept(self, token: int, logprob: float) -> bool:
         """Takes the next token (-1: none could be drawn); whether the sample is finished."""

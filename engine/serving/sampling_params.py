@@ -20,6 +20,9 @@ class SamplingParams:
         top_p: keep the most likely tokens that together reach this probability, in (0, 1].
         min_p: keep tokens with at least this fraction of the best one's probability, in [0, 1].
         repetition_penalty: > 0; above 1 makes tokens of the prompt and the text so far less likely.
+        frequency_penalty: subtracted from a token's logit for each time it stands in the text so
+            far, the prompt not counted, from -2 to 2; below 0 makes such tokens more likely.
+        presence_penalty: the same, but subtracted once however often the token stands there.
         stop: strings that end the text, wherever they fall among tokens; not part of the text.
         stop_ids: token ids that end the text.
         max_tokens: the most tokens to generate.
@@ -40,6 +43,8 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
     max_tokens: int = 64
@@ -56,6 +61,8 @@ class SamplingParams:
         _number("top_p", self.top_p, lambda p: 0 < p <= 1, "above 0 and at most 1")
         _number("min_p", self.min_p, lambda p: 0 <= p <= 1, "from 0 to 1")
         _number("repetition_penalty", self.repetition_penalty, lambda p: p > 1e-6, "above 0")
+        for name in ("frequency_penalty", "presence_penalty"):
+            _number(name, getattr(self, name), lambda p: -2 <= p <= 2, "from -2 to 2")
         _whole("max_tokens", self.max_tokens, 1)
         _whole("n", self.n, 1)
         if self.logprobs is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -41,19 +40,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, out_dtype: torch.d
     return y
 
 
-def _param_tensors(params: SampleParams) -> Iterator[Tensor]:
-    """The tensors of `params` in the order of its fields."""
-    for field in fields(params):
-        value = getattr(params, field.name)
-        parts = [value] if isinstance(value, Tensor) else vars(value).values()
-        yield from (part.contiguous() for part in parts)
-
-
 def sample(logits: Tensor, params: SampleParams) -> tuple[Tensor, Tensor]:
     logits = contiguous_rows(logits)
     rows, vocab = logits.shape
     tokens, logprobs = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
-    kept = list(_param_tensors(params))
+    kept = [tensor.contiguous() for _, tensor in params.tensors()]
     addresses = [x.data_ptr() for x in kept]
     out = tokens.data_ptr(), logprobs.data_ptr()
     _C.sample(logits.data_ptr(), rows, vocab, logits.stride(0), *out, addresses)

@@ -36,16 +36,17 @@ struct Lists {
 struct Params {
   const float *temperature;
   const int32_t* top_k;
-  const float *top_p, *min_p, *repetition_penalty;
+  const float *top_p, *min_p, *repetition_penalty, *frequency_penalty, *presence_penalty;
   const int64_t *seed, *position;
   Lists bias;
   const float* bias_values;
-  Lists seen, allowed;
+  Lists seen, generated, allowed;
 };
 
 struct Scratch {
-  std::vector<float> adjusted;  // the row after bias and penalty
+  std::vector<float> adjusted;  // the row after bias and penalties
   std::vector<uint8_t> marks;   // zero between rows
+  std::vector<int32_t> counts;  // the same
   std::vector<double> block_sums;
   std::vector<float> weights;
   std::vector<int64_t> sorted;
@@ -56,24 +57,40 @@ struct Scratch {
 
 bool drawable(float peak) { return peak > -kInfinity && peak < kInfinity; }  // neither is NaN
 
-// The row after bias and penalty: `row` itself where there are none.
+// The repetition penalty, on s.adjusted.
+void penalise_seen(float penalty, IdList seen, Scratch& s) {
+  s.marks.resize(s.adjusted.size());
+  for (const int64_t id : seen) {
+    float& x = s.adjusted[id];
+    if (!s.marks[id]) x = x > 0 ? x / penalty : x * penalty;
+    s.marks[id] = 1;
+  }
+  for (const int64_t id : seen) s.marks[id] = 0;
+}
+
+// The frequency and presence penalties, on s.adjusted.
+void penalise_generated(float frequency, float presence, IdList generated, Scratch& s) {
+  s.counts.resize(s.adjusted.size());
+  for (const int64_t id : generated) ++s.counts[id];
+  for (const int64_t id : generated) {
+    if (s.counts[id]) s.adjusted[id] -= frequency * float(s.counts[id]) + presence;
+    s.counts[id] = 0;
+  }
+}
+
+// The row after bias and penalties: `row` itself where there are none.
 const float* adjust(const float* row, int64_t n, const Params& p, int64_t r, Scratch& s) {
   const float penalty = p.repetition_penalty[r];
-  const IdList bias = p.bias[r], seen = p.seen[r];
-  const bool penalised = penalty != 1.0f && !seen.empty();
-  if (bias.empty() && !penalised) return row;
+  const float frequency = p.frequency_penalty[r], presence = p.presence_penalty[r];
+  const IdList bias = p.bias[r], seen = p.seen[r], generated = p.generated[r];
+  const bool repetition = penalty != 1 && !seen.empty();
+  const bool counting = (frequency != 0 || presence != 0) && !generated.empty();
+  if (bias.empty() && !repetition && !counting) return row;
   s.adjusted.assign(row, row + n);
   const float* value = p.bias_values + (bias.begin() - p.bias.ids);
   for (const int64_t id : bias) s.adjusted[id] += *value++;
-  if (penalised) {
-    s.marks.resize(n);
-    for (const int64_t id : seen) {
-      float& x = s.adjusted[id];
-      if (!s.marks[id]) x = x > 0 ? x / penalty : x * penalty;
-      s.marks[id] = 1;
-    }
-    for (const int64_t id : seen) s.marks[id] = 0;
-  }
+  if (repetition) penalise_seen(penalty, seen, s);
+  if (counting) penalise_generated(frequency, presence, generated, s);
   return s.adjusted.data();
 }
 
@@ -214,13 +231,15 @@ void check_ids(const Lists& lists, int64_t rows, int64_t vocab, const char* name
 // logits [rows, n] with row stride `stride`; tokens, logprobs [rows]; `fields` are the addresses of
 // the fields of SampleParams, in order.
 void sample(uintptr_t logits, int64_t rows, int64_t n, int64_t stride, uintptr_t tokens,
-            uintptr_t logprobs, std::array<uintptr_t, 14> fields) {
+            uintptr_t logprobs, std::array<uintptr_t, 18> fields) {
   const auto ids = [&](int i) { return pointer<const int64_t>(fields[i]); };
   const auto reals = [&](int i) { return pointer<const float>(fields[i]); };
-  const Params p{reals(0), pointer<const int32_t>(fields[1]), reals(2), reals(3), reals(4), ids(5),
-                 ids(6), {ids(7), ids(8)}, reals(9), {ids(10), ids(11)}, {ids(12), ids(13)}};
+  const Params p{reals(0), pointer<const int32_t>(fields[1]), reals(2), reals(3), reals(4),
+                 reals(5), reals(6), ids(7), ids(8), {ids(9), ids(10)}, reals(11),
+                 {ids(12), ids(13)}, {ids(14), ids(15)}, {ids(16), ids(17)}};
   check_ids(p.bias, rows, n, "bias");
   check_ids(p.seen, rows, n, "seen");
+  check_ids(p.generated, rows, n, "generated");
   check_ids(p.allowed, rows, n, "allowed");
   parallel_tasks(rows, [&](int64_t r) {
     static thread_local Scratch s;

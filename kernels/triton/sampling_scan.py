@@ -1,7 +1,7 @@
 """The sampler's first launch: every row is read once, a program for each block of tokens.
 
-So a single row keeps many multiprocessors busy. The lists (bias, penalty, allowed ids) are applied
-here; what is left are maxima and sums of each block, and maxima of each group of tokens.
+So a single row keeps many multiprocessors busy. The lists (bias, penalties, allowed ids) are
+applied here; what is left are maxima and sums of each block, and maxima of each group of tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.sampling import Biases, IdLists, SampleParams
+from kernels.sampling import SampleParams
 
 BLOCK = 4096  # tokens; the same for any batch, so that sums are too
 GROUP = 64  # tokens; 50 candidates of top_k lie in at most 50 groups, 12.8 KB
@@ -22,19 +22,23 @@ _LIST = 256  # ids a step
 
 
 @triton.jit
-def _marked(p_x, o, m, p_ids, begin, end, first, stop, LIST: tl.constexpr):
-    """Which of the tokens o, this program's own from `first` to `stop`, are listed. Overwrites
-    their part of p_x."""
+def _listed(p_x, o, m, p_ids, begin, end, first, stop, COUNT: tl.constexpr, LIST: tl.constexpr):
+    """Of each of the tokens o, this program's own from `first` to `stop`, how often it is listed;
+    1 for at all without COUNT. Overwrites their part of p_x."""
     tl.store(p_x + o, 0.0, mask=m)
     tl.debug_barrier()
     for at in range(begin, end, LIST):
         o_l = at + tl.arange(0, LIST)
         b_id = tl.load(p_ids + o_l, mask=o_l < end, other=-1)
-        tl.store(p_x + b_id, 1.0, mask=(b_id >= first) & (b_id < stop))
+        m_id = (b_id >= first) & (b_id < stop)
+        if COUNT:  # whole numbers: their sum is exact in any order
+            tl.atomic_add(p_x + b_id, 1.0, mask=m_id, sem="relaxed", scope="cta")
+        else:
+            tl.store(p_x + b_id, 1.0, mask=m_id)
     tl.debug_barrier()
-    b_mark = tl.load(p_x + o, mask=m, other=0.0)
+    b_count = tl.load(p_x + o, mask=m, other=0.0)
     tl.debug_barrier()
-    return b_mark > 0
+    return b_count
 
 
 @triton.jit
@@ -78,11 +82,15 @@ def _scan_kernel(
     p_maxima,
     p_temperature,
     p_penalty,
+    p_frequency,
+    p_presence,
     p_bias_at,
     p_bias_ids,
     p_bias,
     p_seen_at,
     p_seen,
+    p_generated_at,
+    p_generated,
     p_allowed_at,
     p_allowed,
     vocab,
@@ -91,6 +99,7 @@ def _scan_kernel(
     DRAW: tl.constexpr,
     BIAS: tl.constexpr,
     SEEN: tl.constexpr,
+    GENERATED: tl.constexpr,
     ALLOWED: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
@@ -115,20 +124,26 @@ def _scan_kernel(
         begin, end = tl.load(p_seen_at + i_r), tl.load(p_seen_at + i_r + 1)
         penalty = tl.load(p_penalty + i_r)
         if (begin < end) & (penalty != 1.0):
-            b_seen = _marked(p_x, o, m, p_seen, begin, end, first, stop, LIST)
+            b_seen = _listed(p_x, o, m, p_seen, begin, end, first, stop, False, LIST) > 0
             b_x = tl.where(b_seen, tl.where(b_x > 0, b_x / penalty, b_x * penalty), b_x)
+    if GENERATED:
+        begin, end = tl.load(p_generated_at + i_r), tl.load(p_generated_at + i_r + 1)
+        frequency, presence = tl.load(p_frequency + i_r), tl.load(p_presence + i_r)
+        if (begin < end) & ((frequency != 0.0) | (presence != 0.0)):
+            b_count = _listed(p_x, o, m, p_generated, begin, end, first, stop, True, LIST)
+            b_x -= tl.where(b_count > 0, frequency * b_count + presence, 0.0)
     if DRAW:
         spoilt = tl.sum(tl.sum((b_x < float("inf")).to(tl.int32) ^ 1, axis=1), axis=0) > 0
         if ALLOWED:
             begin, end = tl.load(p_allowed_at + i_r), tl.load(p_allowed_at + i_r + 1)
             if begin < end:
-                b_allowed = _marked(p_x, o, m, p_allowed, begin, end, first, stop, LIST)
-                b_x = tl.where(b_allowed, b_x, -float("inf"))
+                b_allowed = _listed(p_x, o, m, p_allowed, begin, end, first, stop, False, LIST)
+                b_x = tl.where(b_allowed > 0, b_x, -float("inf"))
         scale = draw_scale(tl.load(p_temperature + i_r))
         _store_part(p_part + 2 * blocks, b_x, scale, blocks)
         if spoilt:
             tl.store(p_part + 3 * blocks, float("nan"))
-    if BIAS or SEEN or ALLOWED:
+    if BIAS or SEEN or GENERATED or ALLOWED:
         tl.store(p_x + o, b_x, mask=m)
     o_g += i_b * (BLOCK // GROUP)
     tl.store(p_maxima + i_r * groups + o_g, tl.max(b_x, axis=1), mask=o_g < groups)
@@ -159,12 +174,13 @@ def scan(logits: Tensor, params: SampleParams | None) -> Scanned:
     """The first launch; without `params` the logits are x, and only their parts are filled."""
     (rows, vocab), device = logits.shape, logits.device
     blocks, groups = triton.cdiv(vocab, BLOCK), triton.cdiv(vocab, GROUP)
-    knobs: list[Tensor] = [logits] * 9
-    has = {"BIAS": False, "SEEN": False, "ALLOWED": False}
+    knobs: list[Tensor] = [logits] * 13
+    has = {"BIAS": False, "SEEN": False, "GENERATED": False, "ALLOWED": False}
     if params is not None:
-        lists: list[Biases | IdLists] = [params.bias, params.seen, params.allowed]
+        lists = [getattr(params, name.lower()) for name in has]
         has = {name: len(each.ids) > 0 for name, each in zip(has, lists, strict=True)}
         columns = [params.temperature, params.repetition_penalty]
+        columns += [params.frequency_penalty, params.presence_penalty]
         columns += [part for each in lists for part in vars(each).values()]
         knobs = [column.contiguous() for column in columns]
     found = Scanned(

@@ -249,6 +249,39 @@ def test_logit_bias_and_repetition_penalty_act() -> None:
     assert len({*row, *first(runner(), row, params).ids}) == len(set(row)) + 60
 
 
+@pytest.mark.parametrize(("frequency", "presence"), [(0.4, 0.0), (0.0, 1.5), (0.2, -0.3)])
+def test_frequency_and_presence_penalty_count_generated_tokens(
+    frequency: float, presence: float
+) -> None:
+    row = prompts(1)[0]
+    params = replace(greedy(40), frequency_penalty=frequency, presence_penalty=presence)
+    penalised = first(runner(), row, params)
+    assert penalised.ids != first(runner(), row, greedy(40)).ids
+    peer = AutoModelForCausalLM.from_pretrained(setup.folder("llama2"), dtype=torch.float32).eval()
+    with torch.no_grad():
+        every = peer(torch.tensor([[*row, *penalised.ids]])).logits[0, len(row) - 1 : -1]
+    counts = torch.zeros(VOCAB)
+    for token, logprob, logits in zip(penalised.ids, penalised.logprobs, every, strict=True):
+        scores = logits - frequency * counts - presence * (counts > 0)
+        assert scores.amax() - scores[token] < 1e-3
+        assert logprob == pytest.approx(logits.log_softmax(-1)[token].item(), abs=1e-3)
+        counts[token] += 1
+
+
+def test_penalties_do_not_depend_on_the_batch() -> None:
+    rows = prompts(9)
+    each = [
+        replace(SAMPLED, frequency_penalty=0.3 * (i % 3), presence_penalty=0.5 - 0.5 * (i % 2))
+        for i in range(9)
+    ]
+    together = results(generate(runner(), rows, each))
+    apart = [generate(runner(), [row], params) for row, params in zip(rows, each, strict=True)]
+    assert together == results([one for some in apart for one in some])
+    plain = [i for i, one in enumerate(each) if one == SAMPLED]
+    alone = results(generate(runner(), [rows[i] for i in plain], SAMPLED))
+    assert alone == [one for i in plain for one in together[2 * i : 2 * i + 2]]
+
+
 def test_allowed_strings_are_the_only_texts() -> None:
     labels = ("positive", "negative", "pos", "neither of them")
     params = SamplingParams(n=40, allowed=labels, temperature=3.0, max_tokens=30)

@@ -21,6 +21,13 @@ from engine.serving.sampling_params import SamplingParams
         ("top_p", 1.1, "top_p"),
         ("min_p", 2, "min_p must be a number from 0 to 1, not 2"),
         ("repetition_penalty", 0, "repetition_penalty must be a number above 0, not 0"),
+        (
+            "frequency_penalty",
+            2.5,
+            "frequency_penalty must be a number from -2 to 2, not 2.5",
+        ),
+        ("presence_penalty", -3, "presence_penalty must be a number from -2 to 2, not -3"),
+        ("presence_penalty", None, "presence_penalty .* not None"),
         ("max_tokens", 0, "max_tokens must be a whole number of at least 1, not 0"),
         ("n", 0, "n must be"),
         ("logprobs", 0, "logprobs must be a whole number of at least 1, not 0"),
@@ -40,4 +47,5 @@ def test_senseless_values_are_refused(name: str, value: Any, message: str) -> No
 
 
 def test_sensible_values_pass() -> None:
+    SamplingParams(frequency_penalty=-2, presence_penalty=2)
     SamplingParams(temperature=0, top_p=1, logit_bias={0: -100}, stop=("a",), allowed=("b",))

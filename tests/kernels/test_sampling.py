@@ -56,7 +56,7 @@ KNOBS: dict[str, dict[str, Any]] = {
 
 
 def list_knobs(rows: int, vocab: int) -> dict[str, Any]:
-    """Bias, penalty and allowed ids, different in each row, some rows without."""
+    """Bias, penalties and allowed ids, different in each row, some rows without."""
     generator = torch.Generator().manual_seed(vocab)
 
     def some(most: int) -> list[list[int]]:
@@ -68,8 +68,11 @@ def list_knobs(rows: int, vocab: int) -> dict[str, Any]:
     bias = [{token: (-1.0) ** token * 2 for token in row} for row in some(5)]
     return {
         "repetition_penalty": 1.3,
+        "frequency_penalty": 0.7,
+        "presence_penalty": -0.4,
         "bias": Biases.of(bias),
         "seen": IdLists.of([row + row[:2] for row in some(9)]),
+        "generated": IdLists.of([2 * row + row[:2] for row in some(8)]),
         "allowed": IdLists.of(some(7)),
     }
 
@@ -216,6 +219,47 @@ def test_rows_do_not_depend_on_the_batch(backend: str) -> None:
         assert logprob == logprobs[r]
 
 
+def test_frequency_and_presence_penalties(backend: str) -> None:
+    """What is drawn are the logits less frequency * count + presence * (count > 0), and what is
+    reported are the probabilities without; more ids than one step takes, in more than one block."""
+    vocab, most = 5003, 300
+    cases = [(0.0, 0.0), (1.5, 0.0), (0.0, 2.0), (0.02, 0.5), (-2.0, 0.3), (0.3, -2.0)]
+    generated = [[(7 * i * i + row) % 90 * 55 for i in range(most)] for row in range(len(cases))]
+    generated[4] = []
+    logits = random_logits(len(cases), vocab, spread=1.0)
+    expected = logits.tolist()
+    for row, (frequency, presence) in enumerate(cases):
+        for token in set(generated[row]):
+            expected[row][token] -= frequency * generated[row].count(token) + presence
+    knobs = {
+        "temperature": 0.0,
+        "frequency_penalty": torch.tensor([frequency for frequency, _ in cases]),
+        "presence_penalty": torch.tensor([presence for _, presence in cases]),
+        "generated": IdLists.of(generated),
+    }
+    tokens, logprobs = sample(logits, params(len(cases), **knobs))
+    assert tokens.tolist() == [row.index(max(row)) for row in expected]
+    plain = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(logprobs, plain, rtol=1e-5, atol=1e-5)
+    drawn, _ = sample(logits, params(len(cases), **{**knobs, "temperature": 1.0}))
+    assert torch.equal(drawn, sample(torch.tensor(expected), params(len(cases)))[0])
+
+
+def test_penalties_follow_the_repetition_penalty(backend: str) -> None:
+    logits = torch.tensor([[1.5, 1.0, -9.0], [-0.5, 0.0, -9.0]])
+    knobs = params(
+        2,
+        temperature=0.0,
+        repetition_penalty=2.0,
+        frequency_penalty=-0.2,
+        presence_penalty=-0.1,
+        seen=IdLists.of([[0], [0]]),
+        generated=IdLists.of([[0], [0, 0, 0]]),
+    )
+    # 1.5 / 2 + 0.3 > 1, though (1.5 + 0.3) / 2 < 1; -0.5 * 2 + 0.7 < 0, though (-0.5 + 0.7) / 2 > 0
+    assert sample(logits, knobs)[0].tolist() == [0, 1]
+
+
 def test_strided_logits(backend: str) -> None:
     rows = 2 if INTERPRETED else 9
     wide = random_logits(rows, 700)
@@ -275,6 +319,22 @@ def test_bad_arguments() -> None:
         sample(logits, replace(params(2), seen=IdLists.of([[1]])))
     with pytest.raises(ValueError, match="k: expected 1 to 5"):
         top_logprobs(logits, 6)
+    seen = IdLists(torch.tensor([0, 1, 2]), torch.tensor([1, 2], dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"seen.ids: expected \[2\] torch.int64, got .*int32"):
+        sample(logits, replace(params(2), seen=seen))
+    bias = Biases(torch.tensor([0, 1, 2]), torch.tensor([1, 2]), torch.ones(1))
+    with pytest.raises(ValueError, match=r"bias.values: expected \[2\] torch.float32, got \[1\]"):
+        sample(logits, replace(params(2), bias=bias))
+
+
+@pytest.mark.parametrize("name", [name for name, _ in SampleParams.neutral(1).tensors()])
+def test_tensors_on_another_device_are_refused(name: str) -> None:
+    field, _, part = name.partition(".")
+    knobs = params(2)
+    value = getattr(knobs, field)
+    there = replace(value, **{part: getattr(value, part).to("meta")}) if part else value.to("meta")
+    with pytest.raises(ValueError, match=f"^{name}: on meta, logits on cpu$"):
+        sample(torch.zeros(2, 5), replace(knobs, **{field: there}))
 
 
 @pytest.mark.skipif(cpu.native is None, reason="needs the C++ backend")

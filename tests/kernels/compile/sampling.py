@@ -24,9 +24,16 @@ def with_lists(dtype: torch.dtype, vocab: int = 128_256, rows: int = 256) -> Non
         SampleParams.neutral(rows, "meta"),
         bias=Biases.of([{0: 1.0}] + [{}] * (rows - 1), "meta"),
         seen=IdLists.of(one, "meta"),
+        generated=IdLists.of(one, "meta"),
         allowed=IdLists.of(one, "meta"),
     )
     sample(_logits(vocab, rows), params)
+
+
+def counting(dtype: torch.dtype) -> None:
+    generated = IdLists.of([[0]] + [[]] * 255, "meta")
+    params = replace(SampleParams.neutral(256, "meta"), generated=generated)
+    sample(_logits(128_256), params)
 
 
 def best(dtype: torch.dtype) -> None:
@@ -39,5 +46,5 @@ def ones(dtype: torch.dtype) -> None:
     top_logprobs(_logits(1, 1), 1)
 
 
-CALLS: list[Callable[[torch.dtype], None]] = [plain, with_lists, best]
+CALLS: list[Callable[[torch.dtype], None]] = [plain, with_lists, counting, best]
 ONES = [ones]
