@@ -39,17 +39,21 @@ class _Tiles(NamedTuple):
     num_stages: int
 
 
-def _few_rows(group: int, dim: int, dtype: torch.dtype) -> _Tiles:
+def _few_rows(group: int, dim: int, cache: torch.dtype, dtype: torch.dtype) -> _Tiles:
     """For decode, which waits for memory: the rows are padded to the 16 of a tensor core's tile.
 
     Blocks are found through the table, so 5 stages are what it takes to have two tiles of keys and
     values under way (3: one). In 16 bits and with D = 128 those are 64 KiB: three programs on an
     H100, two on an A100. On cards with 100 KiB, two programs with one tile each do better by that.
+
+    With D <= 64 and a quantised cache the compiler aims at so many programs that 4 warps have too
+    few registers to widen its tiles in.
     """
     rows = max(16, triton.next_power_of_2(group))
     if dtype == torch.float32:
         return _Tiles(rows, 32 if dim <= 128 else 16, 8, 1)
-    return _Tiles(rows, 64 if dim <= 128 else 32, 4, 3 if shared_bytes() < 160_000 else 5)
+    warps = 8 if cache != dtype and dim <= 64 else 4
+    return _Tiles(rows, 64 if dim <= 128 else 32, warps, 3 if shared_bytes() < 160_000 else 5)
 
 
 def _many_rows(dim: int, cache: torch.dtype, dtype: torch.dtype) -> _Tiles:
@@ -88,7 +92,8 @@ def paged_attention(
     tokens, dim, sequences = len(q), q.shape[2], len(seq_lens)
     group = q.shape[1] // k_cache.shape[2]
     table = contiguous_rows(block_table)
-    few, many = _few_rows(group, dim, q.dtype), _many_rows(dim, k_cache.dtype, q.dtype)
+    tiles = dim, k_cache.dtype, q.dtype
+    few, many = _few_rows(group, *tiles), _many_rows(*tiles)
     decode = tokens == sequences  # then each token is worked on by itself
     inputs = (
         *(Queries(q, *q.stride()[:2]), Cache.of(k_cache, v_cache, k_scale, v_scale)),
