@@ -33,8 +33,8 @@ class Compiled:
         spilled: bytes of local memory per thread.
         shared: bytes of shared memory per program.
         warps: per program.
-        dots: "wgmma", "mma.sync", "none" where there is no `tl.dot`, or "fma" where there is one
-            that runs on no tensor core.
+        dots: "wgmma", "mma.sync", "none" where there is no `tl.dot`, or "fma" where any of them
+            runs on no tensor core.
         narrow: accesses of global memory that move one 16-bit element, scalars aside.
     """
 
@@ -51,7 +51,6 @@ class Compiled:
     def of(cls, kernel: Any, constants: str) -> Compiled:
         registers, spilled = _resources(kernel.asm["cubin"])
         ptx = kernel.asm["ptx"]
-        found = next((kind for kind in ("wgmma", "mma.sync") if kind in ptx), "fma")
         return cls(
             kernel.metadata.name,
             constants,
@@ -59,7 +58,7 @@ class Compiled:
             spilled,
             kernel.metadata.shared,
             kernel.metadata.num_warps,
-            found if "tt.dot" in kernel.asm["ttir"] else "none",
+            _dots(ptx, kernel.asm["ttgir"]),
             _narrow(ptx, kernel.asm["ttgir"]),
         )
 
@@ -141,6 +140,13 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     assert found, text
     registers, stack, local = map(int, found.groups())
     return registers, stack + local
+
+
+def _dots(ptx: str, ttgir: str) -> str:
+    """See `Compiled.dots`. A dot on tensor cores has a layout of theirs, others a blocked one."""
+    if re.search(r"tt\.dot .*-> tensor<\S+, #blocked\d*>", ttgir):
+        return "fma"
+    return next((kind for kind in ("wgmma", "mma.sync") if kind in ptx), "none")
 
 
 def _narrow(ptx: str, ttgir: str) -> int:

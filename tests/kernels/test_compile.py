@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +17,9 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
 
+import triton
+import triton.language as tl
+
 from tests.kernels.ahead_of_time import Compiled, compiling
 
 SHARED = {80: 166_912, 89: 101_376, 90: 232_448}
@@ -24,7 +28,10 @@ TARGETS = [
     *((capability, dtype) for capability in SHARED for dtype in (torch.bfloat16, torch.float32)),
     (90, torch.float16),
 ]
-MAY_BE_NARROW = ("cross_entropy.odd_vocabulary", "quantized.nf4")  # no row aligned; looked up
+MAY_BE_NARROW = (
+    "cross_entropy.odd_vocabulary",  # no row aligned
+    *("quantized.nf4", "quantized.nf4_of_many"),  # looked up
+)
 
 
 def _calls(group: str) -> dict[str, Any]:
@@ -39,7 +46,11 @@ def _name(module: str, call: Any) -> str:
     return "-".join([f"{module}.{call.__name__}", *(f"{k}={v}" for k, v in changes.items())])
 
 
-CALLS, ONES, VARYING = map(_calls, ("CALLS", "ONES", "VARYING"))
+CALLS, BF16_CALLS, ONES, VARYING = map(_calls, ("CALLS", "BF16_CALLS", "ONES", "VARYING"))
+CASES = [
+    *((name, *target) for name in CALLS for target in TARGETS),
+    *((name, capability, torch.bfloat16) for name in BF16_CALLS for capability in SHARED),
+]
 
 
 def _faults(kernel: Compiled, capability: int, dtype: torch.dtype, wide: bool) -> list[str]:
@@ -55,15 +66,40 @@ def _faults(kernel: Compiled, capability: int, dtype: torch.dtype, wide: bool) -
     return [f"{kernel}: {fault}" for fault in faults]
 
 
+@triton.jit
+def _half_kernel(p_x, p_y, BLOCK: tl.constexpr):  # noqa: N803
+    """Squares `[BLOCK, BLOCK]` on tensor cores, then in fp32 on none."""
+    o = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    b_x = tl.load(p_x + o)
+    b_y = tl.dot(b_x, b_x)
+    tl.store(p_y + o, tl.dot(b_y, b_y, input_precision="ieee"))
+
+
+def test_one_dot_without_tensor_cores_shows() -> None:
+    x, y = (torch.empty(16, 16, dtype=t, device="meta") for t in (torch.bfloat16, torch.float32))
+    for capability in SHARED:
+        with compiling(capability) as compiled:
+            _half_kernel[(1,)](x, y, BLOCK=16)
+        faults = _faults(compiled[0], capability, torch.bfloat16, wide=False)
+        assert [fault.split(": ")[-1] for fault in faults] == [
+            "has a dot that runs on no tensor core"
+        ]
+
+
 @pytest.mark.parametrize(
-    ("capability", "dtype"), TARGETS, ids=[f"sm_{cc}-{str(dtype)[6:]}" for cc, dtype in TARGETS]
+    ("name", "capability", "dtype"),
+    CASES,
+    ids=[f"{name}-sm_{capability}-{str(dtype)[6:]}" for name, capability, dtype in CASES],
 )
-@pytest.mark.parametrize("name", CALLS)
-def test_kernels_fit_the_card(name: str, capability: int, dtype: torch.dtype) -> None:
+def test_kernels_fit_the_card(
+    name: str, capability: int, dtype: torch.dtype, record_property: Callable[[str, object], None]
+) -> None:
     with compiling(capability) as compiled:
-        CALLS[name](dtype)
+        (CALLS | BF16_CALLS)[name](dtype)
     assert compiled, "the call launched no kernel"
     print(*compiled, sep="\n")
+    for one in compiled:
+        record_property("compiled", [one.name, f"sm_{capability}", one.registers, one.shared])
     wide = name not in MAY_BE_NARROW
     faults = [each for one in compiled for each in _faults(one, capability, dtype, wide)]
     assert not faults, "\n".join(faults)

@@ -9,8 +9,8 @@ from kernels import Segments, attention
 SMOLLM2, PHI_2, PHI_3 = (9, 3, 64), (32, 32, 80), (32, 32, 96)
 LLAMA_8B, GEMMA_3 = (32, 8, 128), (4, 1, 256)
 MODELS = {  # bf16 and fp16 are the same code but for the type, so they share the head sizes
-    torch.bfloat16: [SMOLLM2, PHI_3, LLAMA_8B, GEMMA_3],
-    torch.float16: [PHI_2, LLAMA_8B],
+    torch.bfloat16: [SMOLLM2, PHI_2, LLAMA_8B, GEMMA_3],
+    torch.float16: [PHI_3, LLAMA_8B],
     torch.float32: [SMOLLM2, LLAMA_8B, GEMMA_3],
 }
 

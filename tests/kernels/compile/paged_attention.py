@@ -7,8 +7,11 @@ from torch import Tensor
 
 from kernels import paged_attention, store_kv
 
+SPLIT = 256  # keys of one program: a sequence of no more has one
+
 Call = Callable[[torch.dtype], None]
 LLAMA_8B, SMOLLM2, VICUNA = (32, 8, 128), (9, 3, 64), (32, 32, 128)
+PHI_2, PHI_3, GEMMA_3 = (32, 32, 80), (32, 32, 96), (4, 1, 256)
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
@@ -50,13 +53,15 @@ def _step(
         hints = {"shared_blocks": shared // 16, **scales}
         paged_attention(q, *caches, *layout, dim**-0.5, window, **hints)
 
-    names = "decode" if queries == 1 else "prefill", *map(str, heads), str(cache or "")[6:]
-    call.__name__ = "_".join(filter(None, names)) + ("_window" if window else "")
+    names = ["decode" if queries == 1 else "prefill", *map(str, heads), str(cache or "")[6:]]
+    said = {"window": window, "shared": shared and queries > 1, "whole": length <= SPLIT}
+    call.__name__ = "_".join(filter(None, [*names, *(name for name in said if said[name])]))
     return call
 
 
-def _prefill(heads: tuple[int, int, int], **options: object) -> Call:
-    return _step(1024, heads, sequences=2, length=2048, **options)
+def _prefill(heads: tuple[int, int, int], sequences: int = 2, **options: object) -> Call:
+    """With its kernels for sequences of few queries, as in a step that mixes the two."""
+    return _step(1024, heads, sequences=sequences, length=2048, **options)
 
 
 CALLS: list[Call] = [
@@ -66,4 +71,13 @@ CALLS: list[Call] = [
     _prefill(LLAMA_8B, cache=torch.int8),
     _prefill(SMOLLM2),
     _prefill((8, 1, 256), window=512),
+]
+BF16_CALLS: list[Call] = [
+    *(_step(1, heads) for heads in (SMOLLM2, PHI_2, PHI_3, GEMMA_3)),
+    _step(1, SMOLLM2, cache=torch.int8),
+    _step(1, SMOLLM2, length=SPLIT),
+    _step(1, SMOLLM2, length=SPLIT, cache=torch.int8),
+    _prefill(LLAMA_8B, sequences=64, shared=1024),
+    _prefill(SMOLLM2, cache=torch.int8),
+    _prefill(GEMMA_3, cache=torch.int8),
 ]

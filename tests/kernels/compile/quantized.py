@@ -42,6 +42,16 @@ def int8_split(dtype: torch.dtype) -> None:
     _decode(dtype, 16, _weight("int8", 4096, 11008))
 
 
+def int8_of_many(dtype: torch.dtype) -> None:
+    for rows, group_size in ((1, 128), (32, 64), (64, 64)):
+        _decode(dtype, rows, _weight("int8", 22016, 4096, group_size))
+
+
+def nf4_of_many(dtype: torch.dtype) -> None:
+    for rows in (32, 64):
+        _decode(dtype, rows, _weight("nf4", 22016, 4096))
+
+
 def train(dtype: torch.dtype) -> None:
     for kind in KINDS:
         x = _meta(2048, 4096, dtype=dtype, grad=True)
@@ -56,5 +66,6 @@ def ones(dtype: torch.dtype) -> None:
 
 
 CALLS: list[Callable[[torch.dtype], None]] = [int4, int4_of_many, nf4, int8_split, train]
+BF16_CALLS = [int8_of_many, nf4_of_many]
 ONES = [ones]
 VARYING = [(int4, {"rows": 1}), (int4, {"rows": 16})]
