@@ -53,6 +53,20 @@ def lora_linear(at: Place, shapes: Shapes, columns: list[int], k: int, rank: int
     )
 
 
+def lora_add(at: Place, shapes: Shapes, rows: int, n: int) -> Case:
+    """A decode batch that carries one adapter."""
+    x, y = at.random(rows, shapes.width), at.random(rows, n)
+    a, b = at.random(RANK, shapes.width), at.random(RANK, n).T
+    slices = [kernels.LoraSlice(a, b, 0, 1e-3)]
+    amount = float(a.nbytes + b.nbytes + x.nbytes + 2 * y.nbytes)
+    return Case(
+        lambda: kernels.lora_add_(y, x, slices),
+        lambda: y.addmm_(x @ a.T, b.T, alpha=1e-3),
+        amount,
+        "GB/s",
+    )
+
+
 def lora_rows(at: Place, shapes: Shapes, rows: int, adapters: int, n: int) -> Case:
     """A decode batch whose rows carry so many adapters, as many rows each."""
     x, y, each = at.random(rows, shapes.width), at.random(rows, n), rows // adapters
@@ -115,11 +129,13 @@ def angles(at: Place, positions: int, head: int) -> tuple[Tensor, Tensor]:
     return turns.cos(), turns.sin()
 
 
-def rope(at: Place, shapes: Shapes, *, through: Callable[[Eager], Eager] = plain) -> Case:
-    """In place, on views of a fused projection."""
+def rope(
+    at: Place, shapes: Shapes, *, back: bool = False, through: Callable[[Eager], Eager] = plain
+) -> Case:
+    """On views of a fused projection; forward in place."""
     heads, kv_heads, head, rows = shapes.heads, shapes.kv_heads, shapes.head, shapes.rows
     qkv = at.random(rows, heads + 2 * kv_heads, head)
-    q, k = qkv[:, :heads], qkv[:, heads : heads + kv_heads]
+    q, k = (x.requires_grad_(back) for x in (qkv[:, :heads], qkv[:, heads : heads + kv_heads]))
     positions = torch.arange(rows, dtype=torch.int32, device=at.device)
     cos, sin = angles(at, rows, head)
     wide = [torch.cat([t, t], 1).to(at.dtype)[:, None] for t in (cos, sin)]
@@ -128,11 +144,13 @@ def rope(at: Place, shapes: Shapes, *, through: Callable[[Eager], Eager] = plain
         first, second = x.chunk(2, -1)
         return x * wide[0] + torch.cat([-second, first], -1) * wide[1]
 
+    theirs = through(lambda: (rotate(q), rotate(k)))
+    amount = 2.0 * (q.numel() + k.numel()) * q.element_size()
+    if back:
+        outs = kernels.rope(q, k, cos, sin, positions)
+        return Case(backward(outs, [q, k]), backward(theirs(), [q, k]), amount, "GB/s")
     return Case(
-        lambda: kernels.rope(q, k, cos, sin, positions, inplace=True),
-        through(lambda: (rotate(q), rotate(k))),
-        2.0 * (q.numel() + k.numel()) * q.element_size(),
-        "GB/s",
+        lambda: kernels.rope(q, k, cos, sin, positions, inplace=True), theirs, amount, "GB/s"
     )
 
 
@@ -229,6 +247,24 @@ def paged_attention(
     )
 
 
+def store_kv(at: Place, shapes: Shapes, rows: int) -> Case:
+    """So many tokens' keys and values, views of a fused projection, to scattered slots."""
+    heads, kv_heads, head = shapes.heads, shapes.kv_heads, shapes.head
+    qkv = at.random(rows, heads + 2 * kv_heads, head)
+    _, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+    blocks = -(-2 * rows // BLOCK)
+    k_cache, v_cache = (at.random(blocks, BLOCK, kv_heads, head) for _ in range(2))
+    slots = torch.randperm(blocks * BLOCK, device=at.device)[:rows]
+    narrow = slots.int()
+
+    def eager() -> None:
+        k_cache.flatten(0, 1).index_copy_(0, slots, k)
+        v_cache.flatten(0, 1).index_copy_(0, slots, v)
+
+    amount = 2.0 * (k.numel() + v.numel()) * k.element_size()
+    return Case(lambda: kernels.store_kv(k, v, k_cache, v_cache, narrow), eager, amount, "GB/s")
+
+
 def _quantised(k: Tensor, v: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Codes of both caches, then their scales."""
     codes = [torch.empty_like(k, dtype=dtype) for _ in range(2)]
@@ -255,13 +291,17 @@ def linear_cross_entropy(
     targets = torch.full((rows,), -100, device=at.device)
     count = max(1, int(rows * learnt))
     targets[-count:] = torch.randint(vocabulary, (count,), device=at.device)
+    kept = torch.arange(rows - count, rows, device=at.device)  # found on a GPU, it would wait
+
+    def ours() -> Tensor:
+        return kernels.linear_cross_entropy(hidden, head, targets, rows=kept)[0]
 
     def eager() -> Tensor:
         logits = hidden @ head.T
         return F.cross_entropy(logits.float() if wide else logits, targets, reduction="sum")
 
     return Case(
-        with_gradients(lambda: kernels.linear_cross_entropy(hidden, head, targets)[0], [hidden]),
+        with_gradients(ours, [hidden]),
         with_gradients(through(eager), [hidden]),
         2 * 2.0 * count * width * vocabulary,
         "GFLOP/s",
@@ -288,6 +328,16 @@ def sample(at: Place, shapes: Shapes, rows: int, top_k: int = 10) -> Case:
         return chosen, logits.log_softmax(-1).gather(1, chosen)
 
     return Case(lambda: kernels.sample(logits, params), eager, float(logits.nbytes), "GB/s")
+
+
+def top_logprobs(at: Place, shapes: Shapes, rows: int, k: int = 5) -> Case:
+    logits = at.random(rows, shapes.vocabulary, dtype=torch.float32)
+    return Case(
+        lambda: kernels.top_logprobs(logits, k),
+        lambda: logits.log_softmax(-1).topk(k),
+        float(logits.nbytes),
+        "GB/s",
+    )
 
 
 def quantized_linear(at: Place, kind: Kind, rows: int, n: int, k: int) -> Case:

@@ -32,12 +32,20 @@ class Pack:
     Attributes:
         lengths: of the sequences, packed without padding.
         kv_heads: of keys and values.
+        shared: the other sequences continue the first.
     """
 
     bench: Workbench
     lengths: tuple[int, ...]
     kv_heads: int
     back: bool
+    shared: bool = False
+
+    @property
+    def unshared(self) -> tuple[int, ...]:
+        """The lengths of sequences that each have their own copy of a shared first one."""
+        first, *others = self.lengths
+        return tuple(first + each for each in others) if self.shared else self.lengths
 
     @property
     def tokens(self) -> int:
@@ -47,12 +55,10 @@ class Pack:
     def flops(self) -> float:
         """Two products of half a square forward, five backward."""
         shapes = self.bench.shapes
-        squares = sum(length**2 for length in self.lengths)
+        squares = sum(length**2 for length in self.unshared)
+        if self.shared:
+            squares -= (len(self.unshared) - 1) * self.lengths[0] ** 2
         return (5.0 if self.back else 2.0) * squares * shapes.heads * shapes.head
-
-    @property
-    def cu_seqlens(self) -> Tensor:
-        return self.bench.place.ints(0, *accumulate(self.lengths))
 
     def inputs(self, *size: int) -> list[Tensor]:
         """q, k and v `[*size, heads, D]`."""
@@ -66,8 +72,9 @@ class Pack:
         return backward(attend(*leaves), leaves) if self.back else lambda: attend(*leaves)
 
     def ours(self) -> Run:
-        cu_seqlens = self.cu_seqlens
-        segments = kernels.Segments(cu_seqlens, cu_seqlens.new_full((len(self.lengths),), -1))
+        at, others = self.bench.place, len(self.lengths) - 1
+        prefix = at.ints(-1, *[0 if self.shared else -1] * others)
+        segments = kernels.Segments(at.ints(0, *accumulate(self.lengths)), prefix)
         scale = self.bench.shapes.head**-0.5
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -87,13 +94,14 @@ class Pack:
             with only():
                 return F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=shared)
 
-        return self.run(attend, self.inputs(len(self.lengths), max(self.lengths)))
+        return self.run(attend, self.inputs(len(self.unshared), max(self.unshared)))
 
     def varlen(self) -> Run:
         """Torch's flash attention over packed sequences, where its version has it."""
         from torch.nn.attention.varlen import varlen_attn
 
-        cu_seqlens, most = self.cu_seqlens, max(self.lengths)
+        cu_seqlens = self.bench.place.ints(0, *accumulate(self.unshared))
+        most = max(self.unshared)
         known = inspect.signature(varlen_attn).parameters
         causal = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
         if "enable_gqa" in known:
@@ -102,7 +110,7 @@ class Pack:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, most, most, **causal)
 
-        return self.run(attend, self.inputs(self.tokens))
+        return self.run(attend, self.inputs(sum(self.unshared)))
 
     def flex(self) -> Run:
         """FlexAttention over packed sequences, compiled, with the mask of their documents."""
@@ -128,7 +136,7 @@ class Pack:
 
     def race(self, name: str, goals: Sequence[Goal], *, flex: bool) -> Timing:
         """Ours beside whatever torch has."""
-        padded = len(set(self.lengths)) > 1
+        padded = len(set(self.unshared)) > 1
         peers: dict[str, Callable[[], Run]] = {}
         if self.bench.on_gpu:
             for backend, kind in _BACKENDS.items():
@@ -144,7 +152,7 @@ class Pack:
 
 
 def training(bench: Workbench) -> Iterator[Job]:
-    """Dense sequences, then sequences of very different lengths; forward, then backward."""
+    """Dense sequences, very different ones, and a shared prefix's; forward, then backward."""
     shapes, short = bench.shapes, bench.tiny
     dense = (16, 24, 32) if short else (4096, 2048, 8192)
     count, longest = (3, 24) if short else (32, 4096)
@@ -165,17 +173,22 @@ def training(bench: Workbench) -> Iterator[Job]:
         title = f"attention {way}, {len(ragged)} ragged, {padding:.0%} padding"
         goals = [] if back else [Goal("speed", 1.5)]
         yield title, partial(_fitting, pack, title, goals, flex=True)
+        prefix, *suffixes = (24, 16, 16, 16) if short else (4096, *[256] * 32)
+        pack = Pack(bench, (prefix, *suffixes), shapes.kv_heads, back, shared=True)
+        title = f"attention {way}, prefix of {prefix} + {len(suffixes)} x {suffixes[0]}"
+        yield title, partial(_fitting, pack, title, [], flex=False)
 
 
 def _fitting(pack: Pack, title: str, goals: Sequence[Goal], *, flex: bool) -> Timing:
     shapes = pack.bench.shapes
-    rows = len(pack.lengths) * max(pack.lengths)
+    rows = len(pack.unshared) * max(pack.unshared)
     pack.bench.need(rows * shapes.heads * shapes.head * 2 * 16 / 1e9)
     return pack.race(title, goals, flex=flex)
 
 
 def paged(bench: Workbench) -> Iterator[Job]:
-    """Decode steps over the paged cache, and a prefill's chunk."""
+    """Decode steps over the paged cache, a prefill's chunk, and what both write into it."""
+    shapes = bench.shapes
     length, shared = (48, 32) if bench.tiny else (1024, 768)
     for sequences in (2, 5) if bench.tiny else (1, 64, 256):
         for common in (0, shared):
@@ -188,6 +201,9 @@ def paged(bench: Workbench) -> Iterator[Job]:
     queries = length // 2
     title = f"paged_attention prefill, 8 x {queries} of {length}"
     yield title, partial(_paged, bench, title, 8, queries, length, 0)
+    for rows in (sequences, shapes.rows):
+        title = f"store_kv {rows} tokens"
+        yield title, partial(bench.race, title, partial(cases.store_kv, bench.place, shapes, rows))
 
 
 def _paged(
@@ -212,3 +228,6 @@ def sampling(bench: Workbench) -> Iterator[Job]:
             title = f"sample {rows} x {bench.shapes.vocabulary}, top_k {top_k or 'off'}"
             build = partial(cases.sample, bench.place, bench.shapes, rows, top_k)
             yield title, partial(bench.race, title, build)
+    title = f"top_logprobs {rows} x {bench.shapes.vocabulary}"
+    build = partial(cases.top_logprobs, bench.place, bench.shapes, rows)
+    yield title, partial(bench.race, title, build)

@@ -25,6 +25,7 @@ def jobs(bench: Workbench) -> Iterator[Job]:
         "add_rms_norm": cases.add_rms_norm,
         "add_rms_norm backward": partial(cases.add_rms_norm, back=True),
         "rope in place": cases.rope,
+        "rope backward": partial(cases.rope, back=True),
         "swiglu": cases.swiglu,
         "swiglu backward": partial(cases.swiglu, back=True),
     }

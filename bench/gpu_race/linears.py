@@ -34,6 +34,9 @@ def lora(bench: Workbench) -> Iterator[Job]:
         ranks = (RANK, 4 * RANK) if name == "o" else (RANK,)
         for rank in ranks:
             yield f"{name} r{rank}", partial(_lora, bench, name, shapes, columns, k, rank)
+    title = f"lora_add_ gate_up r{RANK}, 256 rows"
+    build = partial(cases.lora_add, bench.place, bench.shapes, 256, bench.shapes.inner * 2)
+    yield title, partial(bench.race, title, build)
     for adapters in (1, 16, 256):
         title = f"lora_add_rows_ gate_up r{RANK}, 256 rows of {adapters} adapters"
         build = partial(cases.lora_rows, bench.place, bench.shapes, 256, adapters, shapes.inner * 2)
