@@ -6,8 +6,9 @@ should write is NaN before, and some tensors have more elements than 32 bits cou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +20,26 @@ from bench.gpu_race import engine_checks, huge
 from bench.gpu_race.checker import Checker
 from bench.gpu_race.results import Check, Note
 from bench.gpu_race.serving_checks import SERVING
-from bench.gpu_race.workbench import Job, Workbench
+from bench.gpu_race.workbench import Job, Skipped, Workbench, reason
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def jobs(bench: Workbench) -> Iterator[Job]:
     """Every op in every dtype, the engine, then tensors of more than 2^31 elements."""
+    for name, check in _jobs(bench):
+        yield name, partial(_fitting, check)
+
+
+def _fitting(check: Callable[[], Any]) -> Any:
+    """What the check gives; Skipped on a card that is too small for it."""
+    try:
+        return check()
+    except torch.OutOfMemoryError as error:
+        raise Skipped(reason(error)) from error
+
+
+def _jobs(bench: Workbench) -> Iterator[Job]:
     for dtype in _DTYPES:
         if dtype == torch.bfloat16 and bench.dtype != dtype:
             yield "bfloat16", lambda: Note("checks in bfloat16", "this card has none", False)

@@ -13,11 +13,12 @@ from bench.case import BLOCK, EPS
 from bench.cases import angles
 from bench.gpu_race.results import Check
 from bench.gpu_race.workbench import Job, Workbench
-from tests.kernels.oracle import FORWARD, relative_rms
+from tests.kernels.oracle import FORWARD, GRADIENT, relative_rms
 
 
 def jobs(bench: Workbench) -> Iterator[Job]:
-    for check in (_swiglu, _rms_norm, _rope, _attention, _paged):
+    forward = _swiglu, _rms_norm, _rope, _attention, _paged, _linear, _store_kv
+    for check in (*forward, _swiglu_backward, _cross_entropy):
         yield f"huge{check.__name__}", partial(check, bench)
 
 
@@ -32,9 +33,13 @@ def _ends(rows: int) -> list[slice]:
     return [slice(0, 5), slice(rows - 5, rows)]
 
 
-def _check(name: str, pairs: list[tuple[Tensor, Tensor]]) -> Check:
+def _check(
+    name: str,
+    pairs: list[tuple[Tensor, Tensor]],
+    allowed: dict[torch.dtype, float] = FORWARD,
+) -> Check:
     error = max(relative_rms(*pair) for pair in pairs)
-    return Check(f"{name} of more than 2^31 elements", error, FORWARD[pairs[0][0].dtype])
+    return Check(f"{name} of more than 2^31 elements", error, allowed[pairs[0][0].dtype])
 
 
 def _swiglu(bench: Workbench) -> Check:
@@ -43,6 +48,20 @@ def _swiglu(bench: Workbench) -> Check:
     y = kernels.swiglu(x)
     pairs = [(y[part], kernels.swiglu_reference(x[part].double())) for part in _ends(len(x))]
     return _check("swiglu", pairs)
+
+
+def _swiglu_backward(bench: Workbench) -> Check:
+    columns = 2 * bench.shapes.inner
+    x = bench.place.random(_rows(bench, columns), columns, grad=True)
+    y = kernels.swiglu(x)
+    upstream = bench.place.random(*y.shape)
+    (found,) = torch.autograd.grad(y, x, upstream)
+    pairs = []
+    for part in _ends(len(x)):
+        wide = x.detach()[part].double().requires_grad_()
+        exact = torch.autograd.grad(kernels.swiglu_reference(wide), wide, upstream[part].double())
+        pairs.append((found[part], *exact))
+    return _check("swiglu's gradient", pairs, GRADIENT)
 
 
 def _rms_norm(bench: Workbench) -> Check:
@@ -105,3 +124,42 @@ def _paged(bench: Workbench) -> Check:
     return _check(
         "paged_attention", [(out, kernels.paged_attention_reference(q.double(), *caches, *places))]
     )
+
+
+def _linear(bench: Workbench) -> Check:
+    """Few rows, which are ours to multiply, and a weight that is too large."""
+    width = bench.shapes.width
+    weight, x = bench.place.random(_rows(bench, width), width), bench.place.random(16, width)
+    y = kernels.linear(x, weight)
+    pairs = [(y[:, part], x.double() @ weight[part].double().T) for part in _ends(len(weight))]
+    return _check("linear", pairs)
+
+
+def _store_kv(bench: Workbench) -> Check:
+    """To the first slots of the cache and to the last."""
+    s, at, count = bench.shapes, bench.place, 5
+    blocks = _rows(bench, BLOCK * s.kv_heads * s.head)
+    caches = [at.random(blocks, BLOCK, s.kv_heads, s.head) for _ in range(2)]
+    k, v = (at.random(2 * count, s.kv_heads, s.head) for _ in range(2))
+    places = torch.arange(count, dtype=torch.int32, device=bench.device)
+    slots = torch.cat([places, blocks * BLOCK - 1 - places])
+    kernels.store_kv(k, v, *caches, slots)
+    found = [cache.flatten(0, 1)[slots.long()] for cache in caches]
+    return _check("store_kv", list(zip(found, (k, v), strict=True)))
+
+
+def _cross_entropy(bench: Workbench) -> Check:
+    """Hidden states and their gradient; the vocabulary is small, and time no matter."""
+    width, vocabulary = bench.shapes.width, 4096
+    hidden = bench.place.random(_rows(bench, width), width, grad=True)
+    head = bench.place.random(vocabulary, width) / width**0.5
+    targets = torch.arange(len(hidden), device=bench.device) % vocabulary
+    kept = torch.arange(len(hidden), device=bench.device)
+    loss, logprobs = kernels.linear_cross_entropy(hidden, head, targets, rows=kept)
+    (found,) = torch.autograd.grad(loss, hidden)
+    pairs = []
+    for part in _ends(len(hidden)):
+        wide = hidden.detach()[part].double().requires_grad_()
+        exact, chosen = kernels.linear_cross_entropy_reference(wide, head.double(), targets[part])
+        pairs += [(found[part], *torch.autograd.grad(exact, wide)), (logprobs[part], chosen)]
+    return _check("linear_cross_entropy", pairs, GRADIENT)

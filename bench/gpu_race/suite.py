@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,15 +19,25 @@ def jobs(bench: Workbench) -> Iterator[Job]:
     yield "pytest tests/kernels", lambda: run(bench)
 
 
-def run(bench: Workbench) -> Note:
-    """What pytest says last; the tests that failed before it."""
+def run(bench: Workbench) -> Iterator[Note]:
+    """Each test that fails, as soon as it does; then what pytest says last."""
     if importlib.util.find_spec("pytest") is None:
         raise Skipped("pytest is not installed")
-    command = [sys.executable, "-m", "pytest", "tests/kernels", "-p", "no:cacheprovider"]
-    command += ["-k", "triton"] if bench.on_gpu else ["-k", "test_swiglu and reference"]
+    options = ["-k", "triton"] if bench.on_gpu else ["-k", "test_swiglu and reference"]
     if bench.on_gpu and importlib.util.find_spec("xdist"):
-        command += ["-n", str(_PROCESSES)]
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no output"]
-    failed = [line for line in lines if re.match(r"(FAILED|ERROR) ", line)]
-    return Note("pytest tests/kernels", "\n".join([lines[-1], *failed]), done.returncode != 0)
+        options += ["-n", str(_PROCESSES)]
+    return notes("tests/kernels", options)
+
+
+def notes(tests: str, options: list[str]) -> Iterator[Note]:
+    """Of pytest on these tests, with these options."""
+    command = [sys.executable, "-m", "pytest", tests, *options]
+    command += ["-p", "no:cacheprovider", "-p", "bench.gpu_race.failures", "-v", "-rN"]
+    outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    last = "no output"
+    with subprocess.Popen(command, cwd=_ROOT, text=True, **outputs) as process:
+        for line in process.stdout or ():
+            last = line.strip() or last
+            if line.startswith("FAILED "):
+                yield Note("pytest", last.removeprefix("FAILED "), True)
+    yield Note(f"pytest {tests}", last.strip("= "), process.returncode != 0)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu_race import referee
+from bench.gpu_race import huge, referee, suite
 from bench.gpu_race.checker import poisoned
 from bench.gpu_race.referee import Outcome, timings
 from bench.gpu_race.report import as_dict, as_text
@@ -66,7 +66,7 @@ def test_the_whole_command(tmp_path: Path) -> None:
     assert result["ceilings"].keys() == CEILINGS.keys()
     assert result["card"]["versions"]["torch"] == torch.__version__
     assert result["sections"].keys() == {"card", "sampling"}
-    assert len(result["timings"]) == 6
+    assert len(result["timings"]) == 7
     for timing in result["timings"]:
         assert timing["name"] in run.stdout
         assert timing["rates"].keys() == {"ours", "torch"}
@@ -111,6 +111,35 @@ def test_a_job_that_fails_is_noted_and_the_rest_goes_on(monkeypatch: pytest.Monk
         Check("sum", 0.1, 1.0),
         Note("all", "RuntimeError: lost", True),
     ]
+
+
+def test_a_check_that_does_not_fit_the_card_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def _rope(bench: Workbench) -> Check:
+        raise torch.OutOfMemoryError("Tried to allocate 8 GiB")
+
+    monkeypatch.setattr(huge, "_rope", _rope)
+    found = [each for each in results(SECTIONS["checks"], "checks", TINY) if isinstance(each, Note)]
+    assert found == [Note("huge_rope", "OutOfMemoryError: Tried to allocate 8 GiB", False)]
+
+
+def test_a_failing_test_is_told_before_the_others_end(tmp_path: Path) -> None:
+    """The second waits for what is written when the first has been told of."""
+    file, told = tmp_path / "test_two.py", tmp_path / "told"
+    file.write_text(
+        "import pathlib, time\n"
+        "def test_first():\n    assert 1 == 2, 'not so'\n"
+        f"def test_second():\n    while not pathlib.Path({str(told)!r}).exists(): time.sleep(0.1)\n"
+    )
+    for options in (["-p", "no:xdist"], ["-n", "1"]):
+        notes = suite.notes(str(file), options)
+        first = next(notes)
+        told.touch()
+        (last,) = notes
+        told.unlink()
+        assert first.failed
+        assert "test_two.py::test_first: AssertionError: not so" in first.text
+        assert last.failed
+        assert "1 failed, 1 passed" in last.text
 
 
 def test_a_section_is_ended_after_its_time_and_what_it_said_stands() -> None:
