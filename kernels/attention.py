@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.checks import FLOATS, expect
 from kernels.dispatch import has_backend, implementation
 
 
@@ -16,9 +17,10 @@ class Segments:
     """How the tokens of a pack fall into sequences.
 
     Args:
-        cu_seqlens: `[S+1]` int32; segment s holds tokens `cu_seqlens[s]` to `cu_seqlens[s+1] - 1`.
-        prefix: `[S]` int32; segment s continues segment `prefix[s]` (an earlier one, itself without
-            a prefix) and sees all of its tokens; -1 for none.
+        cu_seqlens: `[S+1]` int32, contiguous; segment s holds tokens `cu_seqlens[s]` to
+            `cu_seqlens[s+1] - 1`.
+        prefix: `[S]` int32, contiguous, same device; segment s continues segment `prefix[s]` (an
+            earlier one, itself without a prefix) and sees all of its tokens; -1 for none.
 
     Raises:
         ValueError: the tensors do not describe a pack (contents are checked on the CPU only, where
@@ -29,15 +31,12 @@ class Segments:
     prefix: Tensor
 
     def __post_init__(self) -> None:
-        for name, x in (("cu_seqlens", self.cu_seqlens), ("prefix", self.prefix)):
-            if x.dim() != 1 or x.dtype != torch.int32:
-                raise ValueError(
-                    f"{name}: expected a vector of int32, got {x.dtype} {list(x.shape)}"
-                )
-        if len(self.cu_seqlens) != len(self.prefix) + 1:
-            raise ValueError(
-                f"prefix: {len(self.prefix)} entries for {len(self.cu_seqlens) - 1} segments"
-            )
+        expect("prefix", self.prefix, ("S",), (torch.int32,))
+        bounds, device = (len(self.prefix) + 1,), self.prefix.device
+        expect("cu_seqlens", self.cu_seqlens, bounds, (torch.int32,), device)
+        for name, x in (("prefix", self.prefix), ("cu_seqlens", self.cu_seqlens)):
+            if not x.is_contiguous():
+                raise ValueError(f"{name}: must be contiguous, got stride {x.stride(0)}")
         if self.prefix.device.type == "cpu":
             self._check_contents()
 
@@ -75,7 +74,7 @@ def attention(
         `[T, H, D]`, dtype of `q`. Sums are in fp32 (float64 for float64).
 
     Raises:
-        ValueError: shapes, dtypes or segments do not fit.
+        ValueError: shapes, dtypes, devices or segments do not fit.
     """
     _check(q, k, v, segments, scale, window)
     if has_backend("attention", q):
@@ -86,15 +85,12 @@ def attention(
 def _check(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None
 ) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dim() != 3 or x.shape[0] != q.shape[0] or x.shape[2] != q.shape[2]:
-            raise ValueError(f"{name}: expected [T, heads, D], got {list(x.shape)}")
-        if x.dtype != q.dtype:
-            raise ValueError(f"{name}: dtype {x.dtype} differs from q's {q.dtype}")
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise ValueError(f"k: {k.shape[1]} heads do not divide q's {q.shape[1]}")
-    if v.shape != k.shape:
-        raise ValueError(f"v: shape {list(v.shape)} differs from k's {list(k.shape)}")
+    expect("q", q, ("T", "H", "D"), FLOATS)
+    tokens, heads, dim = q.shape
+    expect("k", k, (tokens, "Hkv", dim), (q.dtype,), q.device)
+    expect("v", v, k.shape, (q.dtype,), q.device)
+    if k.shape[1] == 0 or heads % k.shape[1]:
+        raise ValueError(f"k: {k.shape[1]} heads do not divide q's {heads}")
     if window is not None and window < 1:
         raise ValueError(f"window: must be at least 1, got {window}")
     if not scale > 0:
@@ -102,8 +98,8 @@ def _check(
     cu_seqlens = segments.cu_seqlens
     if cu_seqlens.device != q.device:
         raise ValueError(f"segments: on {cu_seqlens.device}, q on {q.device}")
-    if q.device.type == "cpu" and int(cu_seqlens[-1]) != q.shape[0]:
-        raise ValueError(f"segments: {int(cu_seqlens[-1])} tokens, but q has {q.shape[0]}")
+    if q.device.type == "cpu" and int(cu_seqlens[-1]) != tokens:
+        raise ValueError(f"segments: {int(cu_seqlens[-1])} tokens, but q has {tokens}")
 
 
 class _Attention(torch.autograd.Function):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.checks import FLOATS, expect, expect_frozen
 from kernels.dispatch import implementation
 
 IGNORED = -100
@@ -47,7 +48,7 @@ def linear_cross_entropy(
         hidden: `[T, D]`; the logits are rounded to its dtype, all that follows is in fp32.
         weight: `[V, D]`, the output head, same dtype, frozen.
         targets: `[T]` int64; rows with -100 are ignored and cost nothing.
-        weights: `[T]` fp32 factor of each token's loss, or None for 1.
+        weights: `[T]` factor of each token's loss, in floats, frozen; None for 1.
         label_smoothing: share of the target mass spread evenly over the vocabulary, in [0, 1].
         rows: `[R]` int64, ascending, all rows that are not ignored. None finds them, for which a
             GPU is waited for.
@@ -57,30 +58,28 @@ def linear_cross_entropy(
         dtype the targets' log-probabilities, 0 where ignored, which carry no gradient.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, `weight` wants a gradient, or (checked on the CPU
-            only, where looking is free) a target is neither -100 nor a row of `weight`, or `rows`
-            are others than those not ignored.
+        ValueError: shapes, dtypes or devices do not fit, `weight` or `weights` wants a gradient, or
+            (checked on the CPU only, where looking is free) a target is neither -100 nor a row of
+            `weight`, or `rows` are others than those not ignored.
     """
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden: shape {list(hidden.shape)} does not fit {list(weight.shape)}")
-    if weight.dtype != hidden.dtype:
-        raise ValueError(f"weight: dtype {weight.dtype} differs from hidden's {hidden.dtype}")
-    if weight.requires_grad:
-        raise ValueError("weight: must be frozen (requires_grad_(False))")
-    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
-        raise ValueError(f"targets: expected int64 [T], got {targets.dtype} {list(targets.shape)}")
+    expect("hidden", hidden, ("T", "D"), FLOATS)
+    tokens, device = hidden.shape[:1], hidden.device
+    expect("weight", weight, ("V", hidden.shape[1]), (hidden.dtype,), device)
+    expect_frozen("weight", weight)
+    expect("targets", targets, tokens, (torch.int64,), device)
     if targets.device.type == "cpu" and _outside(targets, len(weight)):
         raise ValueError(f"targets: must be {IGNORED} or in 0..{len(weight) - 1}")
-    if weights is not None and weights.shape != targets.shape:
-        raise ValueError(f"weights: expected {list(targets.shape)}, got {list(weights.shape)}")
+    if weights is not None:
+        expect("weights", weights, tokens, FLOATS, device)
+        expect_frozen("weights", weights)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: must be in [0, 1], got {label_smoothing}")
     if rows is None:
         rows = _kept(targets)
-    elif rows.dim() != 1 or rows.dtype != torch.int64:
-        raise ValueError(f"rows: expected int64 [R], got {rows.dtype} {list(rows.shape)}")
-    elif targets.device.type == "cpu" and not torch.equal(rows, _kept(targets)):
-        raise ValueError(f"rows: must be those whose target is not {IGNORED}, ascending")
+    else:
+        expect("rows", rows, ("R",), (torch.int64,), device)
+        if device.type == "cpu" and not torch.equal(rows, _kept(targets)):
+            raise ValueError(f"rows: must be those whose target is not {IGNORED}, ascending")
     return _LinearCrossEntropy.apply(hidden, weight, targets, weights, label_smoothing, rows)
 
 

@@ -10,6 +10,7 @@ from kernels.dispatch import implementation
 from kernels.quantized import (
     QuantizedWeight,
     Weight,
+    check_linear,
     column_parts,
     quantized_linear,
     quantized_linear_dx,
@@ -30,24 +31,20 @@ def linear(
         x: `[T, K]`; rows may be strided, elements of a row contiguous.
         weight: `[N, K]`, contiguous, same dtype as `x`; or quantised.
         bias: `[N]`, same dtype, or None.
-        out_dtype: dtype of the result; None for that of `x`. Sums are in fp32 in any case.
+        out_dtype: dtype of the result: fp32 or that of `x`, which is also what None means. Sums
+            are in fp32 in any case.
 
     Returns:
         `[T, N]`. On the CPU backend each row depends on its own row of `x` alone, to the last bit;
         on Triton for up to 16 rows, on one card.
 
     Raises:
-        ValueError: shapes or dtypes do not fit.
+        ValueError: shapes, dtypes or devices do not fit.
     """
     if isinstance(weight, QuantizedWeight):
         return quantized_linear(x, weight, bias, out_dtype=out_dtype)
-    if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
-        raise ValueError(f"x: shape {tuple(x.shape)} does not fit weight {tuple(weight.shape)}")
-    if x.dtype != weight.dtype:
-        raise ValueError(f"x: dtype {x.dtype} differs from weight's {weight.dtype}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias: shape {tuple(bias.shape)} does not fit {tuple(weight.shape)}")
-    return implementation("linear", x)(x, weight, bias, out_dtype=out_dtype or x.dtype)
+    out_dtype = check_linear(x, weight, bias, out_dtype)
+    return implementation("linear", x)(x, weight, bias, out_dtype=out_dtype)
 
 
 def linear_reference(

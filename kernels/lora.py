@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.checks import FLOATS, expect, expect_frozen
 from kernels.dispatch import implementation
 from kernels.linear import base_linear, base_linear_dx
-from kernels.quantized import KINDS, QuantizedWeight, Weight
+from kernels.quantized import Weight, check_linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +59,14 @@ def lora_linear(
         `[T, N]`, dtype of `x`.
 
     Raises:
-        ValueError: shapes do not fit, `weight` or `bias` wants a gradient, bad `dropout`.
+        ValueError: shapes, dtypes or devices do not fit, columns overlap, `weight` or `bias` wants
+            a gradient, bad `dropout`.
     """
-    _check(x, weight.shape[0], lora)
-    kind = weight.kind if isinstance(weight, QuantizedWeight) else weight.dtype
-    if weight.shape[1:] != x.shape[1:] or kind not in (x.dtype, *KINDS):
-        raise ValueError(f"weight: {kind} {list(weight.shape)} does not fit x {list(x.shape)}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias: shape {list(bias.shape)} does not fit weight {list(weight.shape)}")
-    if any(isinstance(part, Tensor) and part.requires_grad for part in (weight, bias)):
-        raise ValueError("weight: must be frozen (requires_grad_(False)), and bias with it")
+    check_linear(x, weight, bias)
+    for name, part in (("weight", weight), ("bias", bias)):
+        if isinstance(part, Tensor):
+            expect_frozen(name, part)
+    check_updates("lora", lora, x.shape[1], weight.shape[0], x.device)
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout: must be in [0, 1), got {dropout}")
     if not lora:
@@ -83,42 +82,53 @@ def lora_add_(y: Tensor, x: Tensor, lora: Sequence[LoraSlice]) -> Tensor:
     Args:
         y: `[T, N]`, the layer's output; rows may be strided, elements of a row contiguous.
         x: `[T, K]`, its input, same dtype; rows may be strided.
-        lora: the updates; fastest with `a` and `b` in the dtype of `x` and `b.T` contiguous.
+        lora: the updates; fastest with `a` and `b` in the dtype of `x` and `b.T` contiguous. Column
+            ranges must not overlap.
 
     Returns:
         `y`. On the CPU and Triton backends each row depends on its own row of `x` and `y` alone.
 
     Raises:
-        ValueError: shapes do not fit, or the rows of `y` are not contiguous.
+        ValueError: shapes, dtypes or devices do not fit, columns overlap, or the rows of `y` are
+            not contiguous.
     """
-    check_addition(y, x, lora)
+    check_output(y, x)
+    check_updates("lora", lora, x.shape[1], y.shape[1], x.device)
     return implementation("lora_add_", x)(y, x, lora)
 
 
-def check_addition(y: Tensor, x: Tensor, lora: Sequence[LoraSlice]) -> None:
-    """Raises ValueError, naming the argument, where the updates of `x` cannot be added to `y`."""
-    _check(x, y.shape[-1], lora)
-    if y.stride(-1) != 1:
-        raise ValueError(f"y: elements of a row must be contiguous, got stride {y.stride(-1)}")
-    if y.dim() != 2 or y.shape[0] != x.shape[0] or y.dtype != x.dtype:
-        raise ValueError(f"y: {y.dtype} {list(y.shape)} does not fit x {x.dtype} {list(x.shape)}")
+def check_output(y: Tensor, x: Tensor) -> None:
+    """Raises ValueError, naming the argument, where no update of `x` can be added to `y`."""
+    expect("x", x, ("T", "K"), FLOATS)
+    expect("y", y, (x.shape[0], "N"), (x.dtype,), x.device)
+    if y.stride(1) != 1:
+        raise ValueError(f"y: elements of a row must be contiguous, got stride {y.stride(1)}")
 
 
-def _check(x: Tensor, columns: int, lora: Sequence[LoraSlice]) -> None:
-    if x.dim() != 2:
-        raise ValueError(f"x: expected [T, K], got {list(x.shape)}")
+def check_updates(
+    name: str, lora: Sequence[LoraSlice], k: int, columns: int, device: torch.device
+) -> None:
+    """Raises ValueError, naming the part, unless the updates are of a layer of K and N like these.
+
+    Args:
+        name: what to call `lora`.
+        columns: N.
+    """
     for i, part in enumerate(lora):
-        if part.a.dim() != 2 or part.a.shape[1] != x.shape[1]:
-            raise ValueError(
-                f"lora[{i}].a: shape {list(part.a.shape)} does not fit x {list(x.shape)}"
-            )
-        if part.b.dim() != 2 or part.b.shape[1] != part.a.shape[0]:
-            raise ValueError(f"lora[{i}].b: shape {list(part.b.shape)} does not fit its a")
+        expect(f"{name}[{i}].a", part.a, ("r", k), FLOATS, device)
+        expect(f"{name}[{i}].b", part.b, ("n", part.a.shape[0]), FLOATS, device)
         if not 0 <= part.start <= columns - part.b.shape[0]:
             raise ValueError(
-                f"lora[{i}].start: columns {part.start} to {part.start + part.b.shape[0]} "
+                f"{name}[{i}].start: columns {part.start} to {part.start + part.b.shape[0]} "
                 f"are not all among the layer's {columns}"
             )
+    if len(lora) > 1:
+        ends = sorted(
+            [(part.start, part.start + part.b.shape[0], i) for i, part in enumerate(lora)]
+        )
+        for (_, stop, _), (start, _, i) in itertools.pairwise(ends):
+            if start < stop:
+                raise ValueError(f"{name}[{i}].start: column {start} belongs to another update too")
 
 
 def _keep_masks(

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from kernels.dispatch import implementation
-from kernels.lora import LoraSlice, check_addition
+from kernels.lora import LoraSlice, check_output, check_updates
 from kernels.upload import upload
 
 TILE = 16
@@ -24,19 +24,23 @@ class LoraBank:
     """One adapter's updates of all linear layers of a model, as inference reads them.
 
     Args:
-        linears: the updates of each layer; all tensors of one dtype and on one device.
+        linears: the updates of each layer, which must not overlap; all tensors of one dtype and on
+            one device.
 
     Attributes:
         linears: the same, with each `a` contiguous and each `b` the transpose of such a one.
+        sizes: K of each layer, and how many columns its output has at least.
         rank: the highest.
         aligned: whether rows of all tensors begin at multiples of 16 elements.
 
     Raises:
-        ValueError: dtypes or devices differ.
+        ValueError: dtypes or devices differ, shapes do not fit, or columns overlap.
     """
 
     def __init__(self, linears: Iterable[Iterable[LoraSlice]]) -> None:
-        self.linears = [[_laid_out(part) for part in parts] for parts in linears]
+        given = [list(parts) for parts in linears]
+        self.sizes = [_sizes(f"linears[{i}]", parts) for i, parts in enumerate(given)]
+        self.linears = [[_laid_out(part) for part in parts] for parts in given]
         tensors = [x for parts in self.linears for part in parts for x in (part.a, part.b)]
         if len({(x.dtype, x.device) for x in tensors}) > 1:
             raise ValueError("linears: a and b must be of one dtype and on one device")
@@ -95,25 +99,39 @@ def lora_add_rows_(y: Tensor, x: Tensor, rows: LoraRows, linear: int) -> Tensor:
     Args:
         y: `[T, N]`, the layer's output; rows may be strided, elements of a row contiguous.
         x: `[T, K]`, its input, same dtype; rows may be strided.
-        rows: which rows carry which adapter, its tensors in the dtype of `x`. Ranks, and the
-            columns that are updated, may differ between adapters.
+        rows: which rows carry which adapter, its tensors in the dtype and on the device of `x`.
+            Ranks, and the columns that are updated, may differ between adapters.
         linear: which of the banks' layers this one is.
 
     Returns:
         `y`. On the CPU and Triton backends each row depends on its own row of `x` and `y` alone.
 
     Raises:
-        ValueError: shapes do not fit, or the rows of `y` are not contiguous.
+        ValueError: shapes, dtypes or devices do not fit, or the rows of `y` are not contiguous.
     """
+    check_output(y, x)
     if rows.stop > x.shape[0]:
         raise ValueError(f"rows: go up to row {rows.stop}, but x has {x.shape[0]}")
     for bank in rows.banks:
-        if not 0 <= linear < len(bank.linears):
-            raise ValueError(f"linear: expected 0 to {len(bank.linears) - 1}, got {linear}")
-        check_addition(y, x, bank.linears[linear])
-        if any(part.a.dtype != x.dtype for part in bank.linears[linear]):
-            raise ValueError(f"rows: a bank's dtype differs from x's {x.dtype}")
+        _check_bank(bank, linear, y, x)
     return implementation("lora_add_rows_", x)(y, x, rows, linear) if rows.banks else y
+
+
+def _check_bank(bank: LoraBank, linear: int, y: Tensor, x: Tensor) -> None:
+    if not 0 <= linear < len(bank.linears):
+        raise ValueError(f"linear: expected 0 to {len(bank.linears) - 1}, got {linear}")
+    if not bank.linears[linear]:
+        return
+    a, (k, columns) = bank.linears[linear][0].a, bank.sizes[linear]
+    if a.dtype != x.dtype or a.device != x.device:
+        raise ValueError(
+            f"rows: a bank is of {a.dtype} on {a.device}, but x of {x.dtype} on {x.device}"
+        )
+    if k != x.shape[1] or columns > y.shape[1]:
+        raise ValueError(
+            f"rows: a bank's updates of {columns} columns, of inputs of {k}, do not fit "
+            f"y {list(y.shape)} and x {list(x.shape)}"
+        )
 
 
 def lora_add_rows__reference(y: Tensor, x: Tensor, rows: LoraRows, linear: int) -> Tensor:
@@ -122,6 +140,15 @@ def lora_add_rows__reference(y: Tensor, x: Tensor, rows: LoraRows, linear: int) 
     for start, stop, bank in rows.ranges:
         add(y[start:stop], x[start:stop], bank.linears[linear])
     return y
+
+
+def _sizes(name: str, parts: list[LoraSlice]) -> tuple[int, int]:
+    """K and least N of a layer with such updates; raises ValueError if there is none."""
+    if not parts:
+        return 0, 0
+    a, columns = parts[0].a, max(part.start + len(part.b) for part in parts)
+    check_updates(name, parts, a.shape[-1], columns, a.device)
+    return a.shape[1], columns
 
 
 def _laid_out(part: LoraSlice) -> LoraSlice:

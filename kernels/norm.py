@@ -8,24 +8,25 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.checks import FLOATS, expect, expect_frozen
 from kernels.dispatch import has_backend, implementation
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x²) + eps) * weight` over the last dimension, in fp32, rounded once.
 
-    Differentiable in `x`; `weight` is taken as frozen.
+    Differentiable in `x`.
 
     Args:
         x: `[..., D]`; may be strided, last dimension contiguous.
-        weight: `[D]`, same dtype as `x`.
+        weight: `[D]`, same dtype as `x`, frozen.
         eps: added to the mean square.
 
     Returns:
         `[..., D]`, contiguous, dtype of `x`.
 
     Raises:
-        ValueError: shapes or dtypes do not fit.
+        ValueError: shapes, dtypes or devices do not fit, or `weight` wants a gradient.
 
     Source: Zhang and Sennrich 2019, arXiv 1910.07467.
     """
@@ -38,26 +39,22 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The sum `x + residual` (rounded to its dtype), and that sum normalised as by `rms_norm`.
 
-    Differentiable in `x` and `residual`; `weight` is taken as frozen.
+    Differentiable in `x` and `residual`.
 
     Args:
         x: `[..., D]`.
         residual: shape and dtype of `x`.
-        weight: `[D]`, same dtype as `x`.
+        weight: `[D]`, same dtype as `x`, frozen.
         eps: added to the mean square.
 
     Returns:
         `(normed, sum)`, both like `x`.
 
     Raises:
-        ValueError: shapes or dtypes do not fit.
+        ValueError: shapes, dtypes or devices do not fit, or `weight` wants a gradient.
     """
     _check(x, weight)
-    if residual.shape != x.shape or residual.dtype != x.dtype:
-        raise ValueError(
-            f"residual: {tuple(residual.shape)} {residual.dtype} differs from "
-            f"x's {tuple(x.shape)} {x.dtype}"
-        )
+    expect("residual", residual, x.shape, (x.dtype,), x.device)
     needs_grad = (x.requires_grad or residual.requires_grad) and torch.is_grad_enabled()
     if needs_grad and has_backend("add_rms_norm", x):
         return _AddRMSNorm.apply(x, residual, weight, eps)
@@ -80,12 +77,9 @@ def add_rms_norm_reference(
 
 
 def _check(x: Tensor, weight: Tensor) -> None:
-    if weight.dim() != 1 or x.dim() == 0 or x.shape[-1] != weight.shape[0]:
-        raise ValueError(f"weight: shape {tuple(weight.shape)} does not fit x {tuple(x.shape)}")
-    if weight.dtype != x.dtype or weight.device != x.device:
-        raise ValueError(
-            f"weight: {weight.dtype} on {weight.device} differs from x's {x.dtype} on {x.device}"
-        )
+    expect("x", x, x.shape if x.dim() else ("...", "D"), FLOATS)
+    expect("weight", weight, x.shape[-1:], (x.dtype,), x.device)
+    expect_frozen("weight", weight)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.checks import FLOATS, expect
 from kernels.dispatch import implementation
 
 QUANTISED = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
@@ -37,17 +38,15 @@ def store_kv(
         v_scale: the same of `v_cache`.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, or a slot lies outside the cache (CPU).
+        ValueError: shapes, dtypes, devices or layouts do not fit, or a slot lies outside the cache
+            (CPU).
 
     Source: Kwon et al. 2023, arXiv 2309.06180.
     """
-    _check_caches(k_cache, v_cache, k_scale, v_scale, k, "k")
-    if k.dim() != 3 or k.shape[1:] != k_cache.shape[2:]:
-        raise ValueError(f"k: shape {tuple(k.shape)} does not fit k_cache {tuple(k_cache.shape)}")
-    if v.shape != k.shape or v.dtype != k.dtype:
-        raise ValueError(f"v: {tuple(v.shape)} {v.dtype} differs from k's {tuple(k.shape)}")
-    if slots.shape != k.shape[:1] or slots.dtype != torch.int32:
-        raise ValueError(f"slots: expected [{k.shape[0]}] int32, got {_describe(slots)}")
+    expect("k", k, ("T", "Hkv", "D"), FLOATS)
+    expect("v", v, k.shape, (k.dtype,), k.device)
+    expect("slots", slots, k.shape[:1], (torch.int32,), k.device)
+    _check_caches(k_cache, v_cache, k_scale, v_scale, k, k.shape[1])
     implementation("store_kv", k)(k, v, k_cache, v_cache, slots, k_scale, v_scale)
 
 
@@ -95,30 +94,20 @@ def paged_attention(
         `[T, H, D]`, contiguous, dtype of `q`.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, or (CPU) lengths or blocks out of range.
+        ValueError: shapes, dtypes, devices or layouts do not fit, or (CPU) lengths or blocks out of
+            range.
 
     Source: Kwon et al. 2023, arXiv 2309.06180; online softmax of arXiv 1805.02867; splits of the
     keys merged by log-sum-exp as in arXiv 2311.01282, shared prefixes as in arXiv 2402.05099.
     """
-    _check_caches(k_cache, v_cache, k_scale, v_scale, q, "q")
-    heads_kv, dim = k_cache.shape[2:]
-    if q.dim() != 3 or q.shape[2] != dim or q.shape[1] % heads_kv:
-        raise ValueError(f"q: shape {tuple(q.shape)} does not fit k_cache {tuple(k_cache.shape)}")
-    sequences = seq_lens.shape[0]
-    if seq_lens.dim() != 1 or seq_lens.dtype != torch.int32:
-        raise ValueError(f"seq_lens: expected [S] int32, got {_describe(seq_lens)}")
-    if cu_seqlens_q.shape != (sequences + 1,) or cu_seqlens_q.dtype != torch.int32:
-        raise ValueError(
-            f"cu_seqlens_q: expected [{sequences + 1}] int32, got {_describe(cu_seqlens_q)}"
-        )
-    if (
-        block_table.dim() != 2
-        or block_table.shape[0] != sequences
-        or block_table.dtype != torch.int32
-    ):
-        raise ValueError(
-            f"block_table: expected [{sequences}, M] int32, got {_describe(block_table)}"
-        )
+    expect("q", q, ("T", "H", "D"), FLOATS)
+    _check_caches(k_cache, v_cache, k_scale, v_scale, q, "Hkv")
+    if k_cache.shape[2] == 0 or q.shape[1] % k_cache.shape[2]:
+        raise ValueError(f"q: {q.shape[1]} heads are no multiple of k_cache's {k_cache.shape[2]}")
+    expect("seq_lens", seq_lens, ("S",), (torch.int32,), q.device)
+    sequences = len(seq_lens)
+    expect("cu_seqlens_q", cu_seqlens_q, (sequences + 1,), (torch.int32,), q.device)
+    expect("block_table", block_table, (sequences, "M"), (torch.int32,), q.device)
     if window is not None and window < 1:
         raise ValueError(f"window: expected at least 1 or None, got {window}")
     if not scale > 0:
@@ -206,30 +195,23 @@ def _check_caches(
     k_scale: Tensor | None,
     v_scale: Tensor | None,
     x: Tensor,
-    name: str,
+    heads: int | str,
 ) -> None:
-    if k_cache.dim() != 4:
-        raise ValueError(f"k_cache: expected [B, bs, Hkv, D], got {tuple(k_cache.shape)}")
-    expected = f"{name}'s {x.dtype}" if k_scale is None else "int8 or float8_e4m3fn with k_scale"
-    fits = k_cache.dtype == x.dtype if k_scale is None else k_cache.dtype in QUANTISED
-    if not fits or k_cache.device != x.device:
-        raise ValueError(
-            f"k_cache: expected {expected} on {x.device}, got {k_cache.dtype} on {k_cache.device}"
-        )
-    if v_cache.shape != k_cache.shape or v_cache.dtype != k_cache.dtype:
-        raise ValueError(f"v_cache: {_describe(v_cache)} differs from k_cache")
-    if (v_scale is None) != (k_scale is None):
-        raise ValueError("v_scale: expected with k_scale, and not without")
-    for which, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-        if scale is not None and (
-            scale.shape != k_cache.shape[:3]
-            or scale.dtype != torch.float32
-            or scale.device != x.device
-        ):
-            raise ValueError(
-                f"{which}: expected {tuple(k_cache.shape[:3])} float32, got {_describe(scale)}"
-            )
+    """x `[T, ..., D]`: of the dtype of a cache that is not quantised."""
+    device, shape = x.device, ("B", "bs", heads, x.shape[2])
+    expect("k_cache", k_cache, shape, (x.dtype,) if k_scale is None else (*QUANTISED,), device)
+    expect("v_cache", v_cache, k_cache.shape, (k_cache.dtype,), device)
+    _check_blocks("k_cache", k_cache)
+    _check_blocks("v_cache", v_cache)
+    if k_scale is None or v_scale is None:
+        if k_scale is not v_scale:
+            raise ValueError("v_scale: expected with k_scale, and not without")
+        return
+    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+        expect(name, scale, k_cache.shape[:3], (torch.float32,), device)
+        _check_blocks(name, scale)
 
 
-def _describe(x: Tensor) -> str:
-    return f"{tuple(x.shape)} {x.dtype}"
+def _check_blocks(name: str, x: Tensor) -> None:
+    if not (x.is_contiguous() or x[:1].is_contiguous()):
+        raise ValueError(f"{name}: each block must be contiguous, got strides {x.stride()}")

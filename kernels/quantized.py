@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.checks import FLOATS, expect, expect_frozen
 from kernels.dispatch import implementation
 
 Kind = Literal["int8", "int4", "nf4"]
@@ -202,7 +203,7 @@ def quantized_linear(
         x: `[T, K]`.
         weight: `[N, K]`.
         bias: `[N]`, dtype of `x`, frozen, or None.
-        out_dtype: dtype of the result; None for that of `x`.
+        out_dtype: dtype of the result: fp32 or that of `x`, which is also what None means.
 
     Returns:
         `[T, N]`: that of `F.linear(x, weight.dequantize(x.dtype), bias)`. On Triton each row
@@ -211,28 +212,43 @@ def quantized_linear(
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or `bias` wants a gradient.
     """
-    if x.dim() != 2 or x.shape[1] != weight.shape[1] or not x.is_floating_point():
-        raise ValueError(f"x: {x.dtype} {list(x.shape)} does not fit weight {list(weight.shape)}")
-    if x.device != weight.device:
-        raise ValueError(f"weight: is on {weight.device}, x on {x.device}")
-    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != x.dtype):
+    out_dtype = check_linear(x, weight, bias, out_dtype)
+    if bias is not None:
+        expect_frozen("bias", bias)
+    return _QuantizedLinear.apply(x, weight, bias, out_dtype)
+
+
+def check_linear(
+    x: Tensor, weight: Weight, bias: Tensor | None, out_dtype: torch.dtype | None = None
+) -> torch.dtype:
+    """The dtype of a linear layer's result.
+
+    Raises:
+        ValueError: the argument that it names is none of such a layer.
+    """
+    expect("x", x, ("T", "K"), FLOATS)
+    dtype, device = x.dtype, x.device
+    if not isinstance(weight, QuantizedWeight):
+        expect("weight", weight, ("N", x.shape[1]), (dtype,), device)
+    elif weight.shape[1] != x.shape[1] or weight.device != device:
         raise ValueError(
-            f"bias: {bias.dtype} {list(bias.shape)} does not fit x {x.dtype}, weight "
-            f"{list(weight.shape)}"
+            f"weight: expected [N, {x.shape[1]}] on {device}, got {list(weight.shape)} on "
+            f"{weight.device}"
         )
-    if bias is not None and bias.requires_grad:
-        raise ValueError("bias: must be frozen (requires_grad_(False))")
-    return _QuantizedLinear.apply(x, weight, bias, out_dtype or x.dtype)
+    if bias is not None:
+        expect("bias", bias, weight.shape[:1], (dtype,), device)
+    if out_dtype not in (None, dtype, torch.float32):
+        raise ValueError(f"out_dtype: expected float32 or x's {dtype}, got {out_dtype}")
+    return out_dtype or dtype
 
 
 def quantized_linear_dx(dy: Tensor, weight: QuantizedWeight) -> Tensor:
     """The gradient of `quantized_linear` with respect to `x`: `dy [T, N]` times W -> `[T, K]`.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shape, dtype or device does not fit.
     """
-    if dy.dim() != 2 or dy.shape[1] != weight.shape[0]:
-        raise ValueError(f"dy: shape {list(dy.shape)} does not fit weight {list(weight.shape)}")
+    expect("dy", dy, ("T", weight.shape[0]), FLOATS, weight.device)
     dx = torch.empty((len(dy), weight.shape[1]), dtype=dy.dtype, device=dy.device)
     for columns, part in column_parts(weight, dy.dtype):
         torch.mm(dy, part, out=dx[:, columns])

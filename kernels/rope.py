@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.checks import FLOATS, expect
 from kernels.dispatch import has_backend, implementation
 
 
@@ -25,7 +26,7 @@ def rope(
     Computed in fp32, rounded once. Differentiable in `q` and `k`.
 
     Args:
-        q: `[T, H, D]`, D even; may be a strided view, last dimension contiguous.
+        q: `[T, H, D]`, D even; may be a strided view, in place with the last dimension contiguous.
         k: `[T, Hkv, D]`, same dtype.
         cos: `[P, D/2]` fp32, contiguous: cosines of the angles of positions `0..P-1`.
         sin: `[P, D/2]` fp32, contiguous.
@@ -36,17 +37,18 @@ def rope(
         Rotated `(q, k)`, contiguous unless in place.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, a position lies outside the table (CPU), or
-            `inplace` is asked of tensors that need gradients.
+        ValueError: shapes, dtypes or devices do not fit, a position lies outside the table (CPU),
+            or `inplace` is asked of tensors that need gradients or whose last dimension is strided.
 
     Source: Su et al. 2021, arXiv 2104.09864, with the pairing of Hugging Face's `rotate_half`.
     """
     _check(q, k, cos, sin, positions)
-    if (q.requires_grad or k.requires_grad) and torch.is_grad_enabled():
-        if inplace:
-            raise ValueError("inplace: q or k needs gradients; call it without inplace")
-        if has_backend("rope", q):
-            return _Rope.apply(q, k, cos, sin, positions)
+    if inplace:
+        _check_inplace("q", q)
+        _check_inplace("k", k)
+    needs_grad = (q.requires_grad or k.requires_grad) and torch.is_grad_enabled()
+    if needs_grad and has_backend("rope", q):
+        return _Rope.apply(q, k, cos, sin, positions)
     return implementation("rope", q)(q, k, cos, sin, positions, inplace=inplace)
 
 
@@ -72,24 +74,21 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
-    if q.dim() != 3 or q.shape[2] % 2:
-        raise ValueError(f"q: expected [T, H, D] with D even, got {tuple(q.shape)}")
-    rows, _, dim = q.shape
-    if k.dim() != 3 or k.shape[0] != rows or k.shape[2] != dim:
-        raise ValueError(f"k: shape {tuple(k.shape)} does not fit q {tuple(q.shape)}")
-    if k.dtype != q.dtype or k.device != q.device:
-        raise ValueError(f"k: {k.dtype} on {k.device} differs from q's {q.dtype} on {q.device}")
-    if cos.dim() != 2 or cos.shape[1] * 2 != dim or cos.dtype != torch.float32:
-        raise ValueError(
-            f"cos: expected [P, {dim // 2}] float32, got {tuple(cos.shape)} {cos.dtype}"
-        )
-    if sin.shape != cos.shape or sin.dtype != torch.float32:
-        raise ValueError(f"sin: expected {tuple(cos.shape)} float32, got {tuple(sin.shape)}")
-    if positions.shape != (rows,) or positions.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            f"positions: expected [{rows}] int32 or int64, got "
-            f"{tuple(positions.shape)} {positions.dtype}"
-        )
+    expect("q", q, ("T", "H", "D"), FLOATS)
+    (rows, _, dim), dtype, device = q.shape, q.dtype, q.device
+    if dim % 2:
+        raise ValueError(f"q: the head size must be even, got {dim}")
+    expect("k", k, (rows, "Hkv", dim), (dtype,), device)
+    expect("cos", cos, ("P", dim // 2), (torch.float32,), device)
+    expect("sin", sin, cos.shape, (torch.float32,), device)
+    expect("positions", positions, (rows,), (torch.int32, torch.int64), device)
+
+
+def _check_inplace(name: str, x: Tensor) -> None:
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"inplace: {name} needs gradients; call it without inplace")
+    if x.stride(2) != 1:
+        raise ValueError(f"{name}: strided heads (by {x.stride(2)}) cannot be rotated in place")
 
 
 class _Rope(torch.autograd.Function):

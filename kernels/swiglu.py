@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.checks import FLOATS, expect
 from kernels.dispatch import has_backend, implementation
 
 
@@ -22,12 +23,13 @@ def swiglu(gate_up: Tensor) -> Tensor:
         `[T, F]`, contiguous, dtype of `gate_up`.
 
     Raises:
-        ValueError: not two-dimensional, or an odd number of columns.
+        ValueError: not two-dimensional, an odd number of columns, or no floats.
 
     Source: Shazeer 2020, arXiv 2002.05202.
     """
-    if gate_up.dim() != 2 or gate_up.shape[1] % 2:
-        raise ValueError(f"gate_up: expected [T, 2F], got {tuple(gate_up.shape)}")
+    expect("gate_up", gate_up, ("T", "2F"), FLOATS)
+    if gate_up.shape[1] % 2:
+        raise ValueError(f"gate_up: the columns must be even, got {gate_up.shape[1]}")
     if gate_up.requires_grad and torch.is_grad_enabled() and has_backend("swiglu", gate_up):
         return _SwiGLU.apply(gate_up)
     return implementation("swiglu", gate_up)(gate_up)

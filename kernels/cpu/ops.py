@@ -32,6 +32,7 @@ def _address(x: Tensor | None) -> int:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, out_dtype: torch.dtype) -> Tensor:
     x, weight = contiguous_rows(x), weight.contiguous()
+    bias = None if bias is None else contiguous_rows(bias)
     (rows, k), n = x.shape, weight.shape[0]
     y = torch.empty(rows, n, dtype=out_dtype)
     _LINEAR[x.dtype, out_dtype](

@@ -268,5 +268,5 @@ def lora_linear_forward(
     firsts, _ = columns_of_s([part.shape[1] for part in b])
     parts = zip(b, plan.columns, firsts, plan.scales, strict=True)
     slices = [expand_slice(part, at.start, first, scale) for part, at, first, scale in parts]
-    expand(y, s, bias, slices)
+    expand(y, s, None if bias is None else bias.contiguous(), slices)
     return add_base_linear_(y, x, weight), s

@@ -26,6 +26,11 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: dict[torch.dtype, 
     assert relative_rms(actual, expected) <= tolerance[actual.dtype]
 
 
+def misaligned(x: Tensor) -> Tensor:
+    """The same values in memory where no load or store of two elements or more is aligned."""
+    return torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape)
+
+
 def double(*tensors: Tensor) -> list[Tensor]:
     """float64 leaves of the same values."""
     return [x.detach().double().requires_grad_(x.requires_grad) for x in tensors]

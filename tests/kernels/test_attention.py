@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -147,13 +149,15 @@ def test_reference_derivatives() -> None:
     ("name", "change"),
     [
         ("q", {"q": torch.zeros(5, 8)}),
-        ("k", {"k": torch.zeros(5, 3, 8)}),
+        ("k", {"k": torch.zeros(5, 0, 8), "v": torch.zeros(5, 0, 8)}),
+        ("k", {"k": torch.zeros(5, 3, 8), "v": torch.zeros(5, 3, 8)}),
         ("k", {"k": torch.zeros(4, 2, 8)}),
         ("k", {"k": torch.zeros(5, 2, 8, dtype=torch.bfloat16)}),
         ("v", {"v": torch.zeros(5, 1, 8)}),
         ("window", {"window": 0}),
         ("scale", {"scale": 0.0}),
         ("segments", {"segments": pack([6])}),
+        ("segments", {"segments": pack([5]).to("meta")}),
     ],
 )
 def test_what_does_not_fit_is_named(name: str, change: dict[str, object]) -> None:
@@ -173,7 +177,8 @@ def test_what_does_not_fit_is_named(name: str, change: dict[str, object]) -> Non
     [
         ("cu_seqlens", [1, 2], [-1]),
         ("cu_seqlens", [0, 4, 2], [-1, -1]),
-        ("prefix", [0, 2], [-1, -1]),
+        ("cu_seqlens", [0, 2], [-1, -1]),
+        ("cu_seqlens", [], []),
         ("prefix", [0, 2, 4], [1, -1]),
         ("prefix", [0, 2, 4], [-1, 1]),
         ("prefix", [0, 2, 4, 6], [-1, 0, 1]),
@@ -182,3 +187,11 @@ def test_what_does_not_fit_is_named(name: str, change: dict[str, object]) -> Non
 def test_impossible_segments_are_named(name: str, cu_seqlens: list[int], prefix: list[int]) -> None:
     with pytest.raises(ValueError, match=f"^{name}:"):
         Segments(*(torch.tensor(x, dtype=torch.int32) for x in (cu_seqlens, prefix)))
+
+
+@pytest.mark.parametrize("name", ["cu_seqlens", "prefix"])
+def test_strided_segments_are_named(name: str) -> None:
+    segments = pack([2, 3])
+    strided = getattr(segments, name).repeat_interleave(2)[::2]
+    with pytest.raises(ValueError, match=f"^{name}: must be contiguous"):
+        replace(segments, **{name: strided})

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch, linear_cross_entropy, linear_cross_entropy_reference
-from tests.kernels.oracle import FORWARD, GRADIENT, assert_close, double
+from tests.kernels.oracle import FORWARD, GRADIENT, assert_close, double, misaligned
 
 cross_entropy = importlib.import_module("kernels.cross_entropy")
 
@@ -60,6 +60,25 @@ def test_linear_cross_entropy(
 def test_many_chunks(backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "_chunk_rows", lambda hidden, vocab: 7)
     check(*problem(20, 16, 99, dtype), torch.rand(20), 0.05)
+
+
+def test_strided_inputs(backend: str, dtype: torch.dtype) -> None:
+    hidden, weight, targets = problem(20, 16, 99, dtype)
+    strided = hidden.detach().T.contiguous().T.requires_grad_()
+    head, every = weight.T.contiguous().T, targets.repeat_interleave(2)[::2]
+    check(strided, head, every, torch.rand(40)[::2], 0.1)
+    rows = (targets != cross_entropy.IGNORED).nonzero().squeeze(1).repeat_interleave(3)[::3]
+    assert_close(
+        linear_cross_entropy(strided, head, every, rows=rows)[1],
+        linear_cross_entropy_reference(hidden.double(), weight.double(), targets)[1],
+        {torch.float32: FORWARD[dtype]},
+    )
+
+
+def test_misaligned_inputs(backend: str, dtype: torch.dtype) -> None:
+    hidden, weight, targets = problem(20, 16, 99, dtype)
+    odd = misaligned(hidden.detach()).requires_grad_()
+    check(odd, misaligned(weight), misaligned(targets), misaligned(torch.rand(20)), 0.1)
 
 
 @pytest.mark.parametrize("rows", [0, 4])
@@ -124,12 +143,14 @@ def test_derivatives() -> None:
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("hidden", {"hidden": torch.zeros(5, 7)}),
+        ("hidden", {"hidden": torch.zeros(5)}),
+        ("weight", {"weight": torch.zeros(9, 7)}),
         ("weight", {"weight": torch.zeros(9, 8, dtype=torch.bfloat16)}),
         ("weight", {"weight": torch.zeros(9, 8, requires_grad=True)}),
         ("targets", {"targets": torch.zeros(4, dtype=torch.int64)}),
         ("targets", {"targets": torch.zeros(5, dtype=torch.int32)}),
         ("weights", {"weights": torch.zeros(4)}),
+        ("weights", {"weights": torch.zeros(5, requires_grad=True)}),
         ("label_smoothing", {"label_smoothing": 1.5}),
         ("rows", {"rows": torch.zeros(5, dtype=torch.int32)}),
         ("rows", {"rows": torch.zeros(5, 1, dtype=torch.int64)}),

@@ -55,8 +55,10 @@ def test_fp32_result(backend: str, dtype: torch.dtype, rows: int) -> None:
 
 def test_strided_inputs(backend: str, dtype: torch.dtype) -> None:
     wide, weight = torch.randn(10, 100, dtype=dtype), torch.randn(64, 18, dtype=dtype)
+    bias = torch.randn(36, dtype=dtype)[::2]
     for x in (wide[::3, 20:84], wide[:, :64], torch.randn(64, 5, dtype=dtype).T):
-        assert_close(linear(x, weight.T), x.double() @ weight.double(), FORWARD)
+        exact = x.double() @ weight.double() + bias.double()
+        assert_close(linear(x, weight.T, bias), exact, FORWARD)
 
 
 def test_a_row_depends_on_itself_alone(native: str, dtype: torch.dtype) -> None:
@@ -77,8 +79,13 @@ def test_a_row_of_few_depends_on_itself_alone(invariant: str, dtype: torch.dtype
 def test_bad_arguments() -> None:
     x, weight = torch.randn(3, 8), torch.randn(5, 8)
     with pytest.raises(ValueError, match=r"^x:"):
+        linear(x[0], weight)
+    with pytest.raises(ValueError, match=r"^weight:"):
         linear(x[:, :4], weight)
-    with pytest.raises(ValueError, match=r"^x:"):
+    with pytest.raises(ValueError, match=r"^weight:"):
         linear(x.bfloat16(), weight)
-    with pytest.raises(ValueError, match=r"^bias:"):
-        linear(x, weight, torch.randn(4))
+    for bias in (torch.randn(4), torch.randn(5, dtype=torch.bfloat16)):
+        with pytest.raises(ValueError, match=r"^bias:"):
+            linear(x, weight, bias)
+    with pytest.raises(ValueError, match=r"^out_dtype:"):
+        linear(x, weight, out_dtype=torch.float16)

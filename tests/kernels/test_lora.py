@@ -40,7 +40,8 @@ def slices_of(ab: tuple[Tensor, ...]) -> list[LoraSlice]:
 
 
 def frozen(rows: int, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.randn(rows, k, dtype=dtype) / k**0.5, torch.randn(rows, dtype=dtype)
+    """A weight, and a bias that is strided."""
+    return torch.randn(rows, k, dtype=dtype) / k**0.5, torch.randn(2 * rows, dtype=dtype)[::2]
 
 
 @pytest.mark.parametrize(("rows", "k", "columns", "spare", "rank"), SHAPES)
@@ -211,9 +212,12 @@ A, B, X, W = torch.zeros(2, 8), torch.zeros(4, 2), torch.zeros(5, 8), torch.zero
         ("weight", (X, W.bfloat16(), None, []), {}),
         ("weight", (X, torch.zeros(6, 8, requires_grad=True), None, []), {}),
         ("bias", (X, W, torch.zeros(5), []), {}),
+        ("bias", (X, W, torch.zeros(6).bfloat16(), []), {}),
+        ("bias", (X, W, torch.zeros(6, requires_grad=True), []), {}),
         (r"lora\[0\]\.a", (X, W, None, [LoraSlice(A[:, :7], B, 0, 1.0)]), {}),
         (r"lora\[1\]\.b", (X, W, None, [LoraSlice(A, B, 0, 1.0), LoraSlice(A, A, 0, 1.0)]), {}),
         (r"lora\[0\]\.start", (X, W, None, [LoraSlice(A, B, 3, 1.0)]), {}),
+        (r"lora\[0\]\.start", (X, W, None, [LoraSlice(A, B[:3], s, 1.0) for s in (2, 0)]), {}),
         ("dropout", (X, W, None, []), {"dropout": 1.0}),
     ],
 )
@@ -228,3 +232,9 @@ def test_output_that_cannot_be_added_to_is_named() -> None:
     for y in (torch.zeros(4, 6), torch.zeros(6, 5).T, torch.zeros(5, 6, dtype=torch.bfloat16)):
         with pytest.raises(ValueError, match=r"^y:"):
             lora_add_(y, X, [LoraSlice(A, B, 0, 1.0)])
+
+
+def test_updates_of_the_same_columns_are_named() -> None:
+    overlapping = [LoraSlice(A, B, start, 1.0) for start in (0, 2)]
+    with pytest.raises(ValueError, match=r"^lora\[1\]\.start: column 2"):
+        lora_add_(torch.zeros(5, 6), X, overlapping)

@@ -85,13 +85,23 @@ def test_what_does_not_fit_is_named() -> None:
     a, b, x, y = torch.zeros(2, 8), torch.zeros(4, 2), torch.zeros(5, 8), torch.zeros(5, 6)
     bank = LoraBank([[LoraSlice(a, b, 0, 1.0)]])
     rows = LoraRows([(1, 4, bank)])
+    elsewhere = LoraBank([[LoraSlice(a.to("meta"), b.to("meta"), 0, 1.0)]])
     for name, call in {
         "rows: go up": lambda: lora_add_rows_(y[:3], x[:3], rows, 0),
-        "rows: a bank": lambda: lora_add_rows_(y.bfloat16(), x.bfloat16(), rows, 0),
+        "rows: a bank .* torch.bfloat16": lambda: lora_add_rows_(
+            y.bfloat16(), x.bfloat16(), rows, 0
+        ),
+        "rows: a bank .* cpu": lambda: lora_add_rows_(y, x, LoraRows([(1, 4, elsewhere)]), 0),
         "linear: ": lambda: lora_add_rows_(y, x, rows, 1),
         "y: ": lambda: lora_add_rows_(y[:4], x, rows, 0),
-        r"lora\[0\]\.start: ": lambda: lora_add_rows_(y[:, :3], x, rows, 0),
+        "rows: a bank's updates of 4 columns": lambda: lora_add_rows_(y[:, :3], x, rows, 0),
+        "rows: a bank's updates .* of 8, ": lambda: lora_add_rows_(y, x[:, :7], rows, 0),
         "ranges: ": lambda: LoraRows([(0, 4, bank), (3, 5, bank)]),
+        r"linears\[1\]\[0\]\.a: ": lambda: LoraBank([[], [LoraSlice(a.int(), b, 0, 1.0)]]),
+        r"linears\[0\]\[0\]\.b: ": lambda: LoraBank([[LoraSlice(a, b[:, :1], 0, 1.0)]]),
+        r"linears\[0\]\[1\]\.start: column 2": lambda: LoraBank(
+            [[LoraSlice(a, b, start, 1.0) for start in (0, 2)]]
+        ),
         "linears: ": lambda: LoraBank([[LoraSlice(a, b.bfloat16(), 0, 1.0)]]),
     }.items():
         with pytest.raises(ValueError, match=f"^{name}"):

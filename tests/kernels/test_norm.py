@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
-from tests.kernels.oracle import FORWARD, GRADIENT, assert_close, double, gradients
+from tests.kernels.oracle import FORWARD, GRADIENT, assert_close, double, gradients, misaligned
 
 EPS = 1e-5
 SHAPES = [(0, 64), (1, 64), (63, 80), (7, 576), (5, 33), (3, 2, 64), (2, 3, 4, 16), (90, 1000)]
@@ -48,6 +48,22 @@ def test_strided_inputs(backend: str, dtype: torch.dtype) -> None:
         assert_close(add_rms_norm(x, -2 * x, scale, EPS)[0], -exact, FORWARD)
 
 
+def test_misaligned_inputs(backend: str, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(9, 64, dtype=dtype), torch.randn(64, dtype=dtype)
+    odd, scale = misaligned(x).requires_grad_(), misaligned(weight)
+    (leaf,), upstream = double(odd), misaligned(torch.randn(9, 64, dtype=dtype))
+
+    def twice(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return add_rms_norm(rms_norm(x, weight, EPS), x, weight, EPS)[0]
+
+    def exact(x: torch.Tensor) -> torch.Tensor:
+        return twice(x, weight.double())
+
+    assert_close(twice(odd, scale), exact(leaf), FORWARD)
+    (grad,) = gradients(lambda x: twice(x, scale), [odd], [upstream])
+    assert_close(grad, gradients(exact, [leaf], [upstream])[0], GRADIENT)
+
+
 def test_a_row_depends_on_itself_alone(invariant: str, dtype: torch.dtype) -> None:
     x, weight = torch.randn(100, 576, dtype=dtype), torch.randn(576, dtype=dtype)
     whole = rms_norm(x, weight, EPS)
@@ -69,8 +85,11 @@ def test_bad_arguments() -> None:
         rms_norm(x, weight[:4], EPS)
     with pytest.raises(ValueError, match=r"^weight:"):
         rms_norm(x, weight.bfloat16(), EPS)
-    with pytest.raises(ValueError, match=r"^weight:"):
-        rms_norm(x, weight.to("meta"), EPS)
+    with pytest.raises(ValueError, match=r"^x:"):
+        rms_norm(x[0, 0], weight, EPS)
+    for norm in (lambda w: rms_norm(x, w, EPS), lambda w: add_rms_norm(x, x, w, EPS)):
+        with pytest.raises(ValueError, match=r"^weight: must be frozen"):
+            norm(weight.clone().requires_grad_())
     with pytest.raises(ValueError, match=r"^residual:"):
         add_rms_norm(x, x[:2], weight, EPS)
     with pytest.raises(ValueError, match=r"^residual:"):

@@ -14,7 +14,7 @@ from kernels import (
     store_kv,
     store_kv_reference,
 )
-from tests.kernels.oracle import FORWARD, assert_close
+from tests.kernels.oracle import FORWARD, assert_close, misaligned
 
 
 @dataclass
@@ -204,6 +204,15 @@ def test_strided_inputs(backend: str, dtype: torch.dtype) -> None:
     assert torch.equal(batch.run(), expected)
 
 
+@pytest.mark.parametrize("lengths", [DECODE, SHORT], ids=["decode", "short"])
+def test_misaligned_inputs(
+    backend: str, dtype: torch.dtype, lengths: list[tuple[int, int]]
+) -> None:
+    batch = make(lengths, dtype)
+    odd = [misaligned(x) for x in batch.tensors()]
+    assert_close(Batch(*odd).run(), batch.oracle(), FORWARD)
+
+
 IN_THE_PREFIX = [(1, 321), (1, 600), (1, 100), (1, 400)]  # or behind it, and its split's end
 
 
@@ -319,6 +328,18 @@ def test_store_kv_quantises(backend: str, dtype: torch.dtype, cache: torch.dtype
     assert ((rounded - k.double()).abs() <= 0.51 * step).all()
 
 
+@pytest.mark.parametrize("cache", [None, torch.int8], ids=["plain", "int8"])
+def test_store_kv_misaligned(backend: str, dtype: torch.dtype, cache: torch.dtype | None) -> None:
+    k, v = torch.randn(2, 50, 3, 64, dtype=dtype)
+    slots = torch.randperm(80)[:50].int()
+    expected = [*torch.zeros(2, 10, 8, 3, 64, dtype=cache or dtype)]
+    expected += [*torch.zeros(2, 10, 8, 3)] if cache else []
+    found = [misaligned(x) for x in expected]
+    store_kv(misaligned(k), misaligned(v), *found[:2], misaligned(slots), *found[2:])
+    store_kv_reference(k, v, *expected[:2], slots, *expected[2:])
+    assert all(map(torch.equal, found, expected))
+
+
 @pytest.mark.parametrize("tokens", [0, 1, 63])
 def test_store_kv(backend: str, dtype: torch.dtype, tokens: int) -> None:
     qkv = torch.randn(tokens, 9, 40, dtype=dtype)
@@ -366,20 +387,30 @@ def test_bad_arguments() -> None:
     for name, value in bad.items():
         with pytest.raises(ValueError, match=rf"^{name}:"):
             replace(batch, **{name: value}).run()
+    for name in ("k_cache", "v_cache"):
+        strided = getattr(batch, name).transpose(1, 2).contiguous().transpose(1, 2)
+        with pytest.raises(ValueError, match=rf"^{name}: each block"):
+            replace(batch, **{name: strided}).run()
     scale = torch.ones(batch.k_cache.shape[:3])
+    strided = scale.transpose(1, 2).contiguous().transpose(1, 2)
     quantised = {name: getattr(batch, name).to(torch.int8) for name in ("k_cache", "v_cache")}
-    for name, scales in {
-        "k_cache": (scale, scale),
-        "k_scale": (scale[1:], scale),
-        "v_scale": (scale, None),
-    }.items():
-        caches = {} if name == "k_cache" else quantised
+    for name, *scales in (
+        ("k_cache", scale, scale),
+        ("k_scale", scale[1:], scale),
+        ("k_scale", strided, scale),
+        ("v_scale", scale, strided),
+        ("v_scale", scale, None),
+        ("v_scale", None, scale),
+    ):
+        caches = {} if name == "k_cache" or scales[0] is None else quantised
         with pytest.raises(ValueError, match=rf"^{name}:"):
             replace(batch, **caches, scales=scales).run()
     k, slots = torch.randn(3, 2, 64), torch.arange(3).int()
     caches = batch.k_cache, batch.v_cache
     with pytest.raises(ValueError, match=r"^k:"):
-        store_kv(k[..., :8], k, *caches, slots)
+        store_kv(k[0], k[0], *caches, slots)
+    with pytest.raises(ValueError, match=r"^k_cache:"):
+        store_kv(k[..., :8], k[..., :8], *caches, slots)
     with pytest.raises(ValueError, match=r"^v:"):
         store_kv(k, k[:2], *caches, slots)
     with pytest.raises(ValueError, match=r"^slots:"):

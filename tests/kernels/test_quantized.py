@@ -186,12 +186,14 @@ def test_bad_arguments(kind: Kind) -> None:
     with pytest.raises(ValueError, match=r"^group_size:"):
         quantize(x, kind, 32)
     with pytest.raises(ValueError, match=r"^x:"):
-        quantized_linear(x[:, :4], weight)
-    with pytest.raises(ValueError, match=r"^weight:"):
-        quantized_linear(x, weight.to("meta"))
-    with pytest.raises(ValueError, match=r"^bias:"):
-        quantized_linear(x, weight, torch.randn(4))
-    with pytest.raises(ValueError, match=r"^bias:"):
-        quantized_linear(x, weight, torch.randn(5, requires_grad=True))
+        quantized_linear(x[0], weight)
+    for other in (quantize(torch.randn(5, 65), kind), weight.to("meta")):
+        with pytest.raises(ValueError, match=r"^weight:"):
+            quantized_linear(x, other)
+    for bias in (torch.randn(4), torch.randn(5).bfloat16(), torch.randn(5, requires_grad=True)):
+        with pytest.raises(ValueError, match=r"^bias:"):
+            quantized_linear(x, weight, bias)
+    with pytest.raises(ValueError, match=r"^out_dtype:"):
+        quantized_linear(x, weight, out_dtype=torch.float16)
     with pytest.raises(ValueError, match=r"^dy:"):
         quantized_linear_dx(x, weight)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kernels import rope, rope_reference
-from tests.kernels.oracle import FORWARD, GRADIENT, assert_close, double, gradients
+from tests.kernels.oracle import FORWARD, GRADIENT, assert_close, double, gradients, misaligned
 
 
 def table(length: int, dim: int) -> tuple[Tensor, Tensor]:
@@ -61,6 +61,15 @@ def test_views_of_a_fused_projection(backend: str, dtype: torch.dtype) -> None:
     assert torch.equal(qkv[:, 7:], before[:, 7:])
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_misaligned_inputs(backend: str, dtype: torch.dtype, inplace: bool) -> None:
+    q, k = (misaligned(torch.randn(11, heads, 64, dtype=dtype)) for heads in (4, 2))
+    angles = [misaligned(x) for x in (*table(20, 64), torch.arange(11) + 3)]
+    expected = rope_reference(q.double(), k.double(), *angles)
+    for out, exact in zip(rope(q, k, *angles, inplace=inplace), expected, strict=True):
+        assert_close(out, exact, FORWARD)
+
+
 def test_gradients_that_are_strided(backend: str, dtype: torch.dtype) -> None:
     q, k = (torch.randn(7, heads, 16, dtype=dtype, requires_grad=True) for heads in (4, 2))
     angles = (*table(20, 16), torch.arange(7))
@@ -107,5 +116,10 @@ def test_bad_arguments() -> None:
         rope(q, k, cos, sin, positions[:2])
     with pytest.raises(ValueError, match=r"^positions:"):
         rope(q, k, cos, sin, positions.float())
+    strided = torch.randn(3, 8, 2).transpose(1, 2)
+    with pytest.raises(ValueError, match=r"^q: .* in place"):
+        rope(strided, k, cos, sin, positions, inplace=True)
+    with pytest.raises(ValueError, match=r"^k: .* in place"):
+        rope(q, strided, cos, sin, positions, inplace=True)
     with pytest.raises(ValueError, match=r"^inplace:"):
         rope(q.requires_grad_(), k, cos, sin, positions, inplace=True)
