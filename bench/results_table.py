@@ -46,7 +46,7 @@ Exact match for classification (label sets found in the definition), word-level 
 is LoRA on the definition's own examples; *200 gold* is LoRA on 200 right answers, a ceiling that
 needs labelled data. The *expert* columns are what `python -m selfguide.run` makes. *pairs* is what
 the filters left of the candidates; *minutes* are of machines that had other work too (task199's
-hold half an hour's pause): task020, task199, task1195 and task1557 in bf16, the others in fp32 on
+hold a pause of 88): task020, task199, task1195 and task1557 in bf16, the others in fp32 on
 one thread of a slower machine. Intervals are 95 % bootstrap intervals of the expert's score: single
 rows say little and the means more. Bold: the best system without labelled data.
 """
