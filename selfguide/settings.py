@@ -67,8 +67,8 @@ class Settings:
     pool: float = _key(
         1.0,
         "synthesis",
-        "survivors to choose each training pair from, the most varied; 1 takes the first; 2.5 for "
-        "free text",
+        "survivors to choose each training pair from, the surest and most varied; 1 takes the "
+        "first; 2.5 for free text",
         low=1,
         high=100,
     )
