@@ -45,9 +45,8 @@ Exact match for classification (label sets found in the definition), word-level 
 *bias removed* takes each label's mean score over synthetic inputs from its score; *examples only*
 is LoRA on the definition's own examples; *200 gold* is LoRA on 200 right answers, a ceiling that
 needs labelled data. The *expert* columns are what `python -m selfguide.run` makes. *pairs* is what
-the filters left of the candidates; *minutes* are of machines that had other work too (task199's
-hold a pause of 88): task020, task199, task1195 and task1557 in bf16, the others in fp32 on
-one thread of a slower machine. Intervals are 95 % bootstrap intervals of the expert's score: single
+the filters left of the candidates; *minutes* are of one or two threads of machines that had other work too
+(task199's hold a pause of 88): with bf16 instructions, or older ones without. Intervals are 95 % bootstrap intervals of the expert's score: single
 rows say little and the means more. Bold: the best system without labelled data.
 """
 
@@ -73,12 +72,12 @@ def write_results(source: Path, page: Path) -> None:
 
 
 def _table(results: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    titles = ["task", *columns.values(), "95 %", "pairs", "minutes"]
+    titles = ["task", *columns.values(), "95 %", "pairs", "dtype", "minutes"]
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     lines += [_row(each, columns) for each in results]
     if len(results) > 1:
         means = [f"{mean(each['scores'][key] for each in results):.1f}" for key in columns]
-        lines.append(f"| *mean* | {' | '.join(means)} | | | |")
+        lines.append(f"| *mean* | {' | '.join(means)} | | | | |")
     return "\n".join(lines) + "\n"
 
 
@@ -90,7 +89,7 @@ def _row(result: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     minutes = sum(result["seconds"].values()) / 60
     pairs = f"{result['pairs']} of {result['candidates']}"
     name = result["task"].replace("_", " ")
-    ends = [f"{low:.0f}-{high:.0f}", pairs, f"{minutes:.1f}"]
+    ends = [f"{low:.0f}-{high:.0f}", pairs, result["dtype"], f"{minutes:.1f}"]
     return f"| {' | '.join([name, *cells, *ends])} |"
 
 
