@@ -45,9 +45,10 @@ Exact match for classification (label sets found in the definition), word-level 
 *bias removed* takes each label's mean score over synthetic inputs from its score; *examples only*
 is LoRA on the definition's own examples; *200 gold* is LoRA on 200 right answers, a ceiling that
 needs labelled data. The *expert* columns are what `python -m selfguide.run` makes. *pairs* is what
-the filters left of the candidates; *minutes* are of one or two threads of machines that had other work too
-(task199's hold a pause of 88): with bf16 instructions, or older ones without. Intervals are 95 % bootstrap intervals of the expert's score: single
-rows say little and the means more. Bold: the best system without labelled data.
+the filters left of the candidates; *minutes* are of one or two threads of machines that had other
+work too (task199's hold a pause of 88), in bfloat16 where they compute in it. Intervals are 95 %
+bootstrap intervals of the expert's score: single rows say little and the means more. Bold: the best
+system without labelled data.
 """
 
 
