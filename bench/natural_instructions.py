@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))
 
@@ -91,8 +89,7 @@ def _run(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         "rows": metrics["eval"]["rows"],
         "seed": settings.seed,
         "recipe": options.recipe,
-        "dtype": str(answerer.llm.model.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
+        "precision": answerer.llm.model.precision,
         "pairs": stages["synthesis"].get("kept"),
         "candidates": stages["synthesis"].get("candidates"),
         "seconds": {name: round(stage["seconds"]) for name, stage in stages.items()},

@@ -73,7 +73,7 @@ def write_results(source: Path, page: Path) -> None:
 
 
 def _table(results: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    titles = ["task", *columns.values(), "95 %", "pairs", "dtype", "minutes"]
+    titles = ["task", *columns.values(), "95 %", "pairs", "numbers", "minutes"]
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     lines += [_row(each, columns) for each in results]
     if len(results) > 1:
@@ -90,7 +90,7 @@ def _row(result: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     minutes = sum(result["seconds"].values()) / 60
     pairs = f"{result['pairs']} of {result['candidates']}"
     name = result["task"].replace("_", " ")
-    ends = [f"{low:.0f}-{high:.0f}", pairs, result["dtype"], f"{minutes:.1f}"]
+    ends = [f"{low:.0f}-{high:.0f}", pairs, result["precision"], f"{minutes:.1f}"]
     return f"| {' | '.join([name, *cells, *ends])} |"
 
 

@@ -93,6 +93,12 @@ class Llama:
         return weight.kind if isinstance(weight, QuantizedWeight) else None
 
     @property
+    def precision(self) -> str:
+        """How numbers are held, in words: "bfloat16", or "bfloat16 with int4 weights"."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return dtype if self.quantized is None else f"{dtype} with {self.quantized} weights"
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all weights, a tied head counted once."""
         tensors: list[Weight] = [self.embedding, self.norm]

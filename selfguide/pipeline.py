@@ -49,9 +49,8 @@ def prepare(task: Task, settings: Settings, console: Console) -> Answerer:
     """
     choose_decision(settings, task)
     check_annotator(settings, task)
-    llm = engine.load(settings.model, device=settings.device)
-    dtype = str(llm.model.dtype).removeprefix("torch.")
-    console.say(f"model: {settings.model}, {dtype} on {llm.model.device}")
+    llm = engine.load(settings.model, device=settings.device, quantize=settings.quantize)
+    console.say(f"model: {settings.model}, {llm.model.precision} on {llm.model.device}")
     if llm.model.device.type == "cpu":
         console.say(f"CPU kernels: {cpu_backend()}")
     answerer = Answerer(llm, task, Prompts(task, llm.tokenizer))

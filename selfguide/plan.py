@@ -50,7 +50,7 @@ class Shapes:
             "stop": task.stop,
             "inputs": task.inputs,
             "model": llm.checkpoint.fingerprint(),
-            "dtype": str(llm.model.dtype),
+            "precision": llm.model.precision,
             "device": llm.model.device.type,
             "templates": self._answerer.prompts.fingerprint,
         }
@@ -185,7 +185,7 @@ def facts(answerer: Answerer, settings: Settings) -> dict[str, Any]:
         "model": {
             "source": settings.model,
             "fingerprint": llm.checkpoint.fingerprint(),
-            "dtype": str(llm.model.dtype).removeprefix("torch."),
+            "precision": llm.model.precision,
             "device": str(llm.model.device),
         },
     }

@@ -68,7 +68,8 @@ def _work(options: argparse.Namespace, console: Console) -> None:
     expert = Expert.load(folder.path)
     given = list(_inputs(options.texts))
     inputs = [each for each in given if each[1]]
-    llm = engine.load(options.model or expert.model, device=options.device)
+    source = options.model or expert.model
+    llm = engine.load(source, device=options.device, quantize=expert.quantize)
     answerer = expert.attach(llm, folder.path)
     way = _way(options.system, folder, expert, llm, console)
     require_answerable(answerer, way, inputs)

@@ -55,6 +55,11 @@ class Settings:
         pattern=r"cpu|cuda(:\d+)?",
     )
     out: str | None = _key(None, "run", "run folder; default: runs/NAME")
+    quantize: Literal["int8", "int4", "nf4"] | None = _key(
+        None,
+        "synthesis",
+        "int8, int4 or nf4 holds the model's weights in 8 or 4 bits, to fit less memory; none: not",
+    )
     seed: int = _key(0, "synthesis", "decides every random choice", low=0, high=2**63 - 1)
 
     generator: Literal["record", "reverse", "meta"] = _key(

@@ -228,7 +228,7 @@ class _Run:
             "examples": [(e.tokens, e.prompt_length, e.weight) for e in self.examples],
             "evaluation examples": [(e.tokens, e.prompt_length, e.weight) for e in self.evaluated],
             "adapter": [list(self.adapter.pairs), lora, self.adapter.config.dropout, start],
-            "model": [fingerprint, repr(model.config), str(model.dtype), model.quantized],
+            "model": [fingerprint, repr(model.config), model.precision],
         }
         return {
             name: hashlib.sha256(json.dumps(aspect).encode()).hexdigest()

@@ -141,7 +141,7 @@ class _Runner:
 def _fingerprint(way: Answering, folds: Sequence[Fold]) -> str:
     """A hash of everything that shapes a system's answers."""
     llm = folds[0].answerer.llm
-    about: list[Any] = [repr(way), llm.checkpoint.fingerprint(), str(llm.model.dtype)]
+    about: list[Any] = [repr(way), llm.checkpoint.fingerprint(), llm.model.precision]
     for fold in folds:
         task, prompts = fold.answerer.task, fold.answerer.prompts
         examples = [[each.input, each.output] for each in task.examples]

@@ -14,6 +14,7 @@ import numpy as np
 
 from engine import LLM
 from engine.files import write_json
+from kernels.quantized import Kind
 from selfguide.errors import UserError
 from selfguide.method.answering import Answerer, Decision, OnProgress, Scores, label_bias
 from selfguide.metrics.parse import parse_label
@@ -124,6 +125,7 @@ class Expert:
         fingerprint: the base model's (`Checkpoint.fingerprint`).
         prompt: the prompt of a fixed input. Where another version makes another prompt, the expert
             would be asked what it was not trained on.
+        quantize: what the base model's weights were rounded to.
     """
 
     task: Task
@@ -131,6 +133,7 @@ class Expert:
     model: str
     fingerprint: str
     prompt: str
+    quantize: Kind | None = None
 
     @classmethod
     def of(cls, answerer: Answerer, way: Way, model: str) -> Expert:
@@ -146,8 +149,9 @@ class Expert:
             stop=prompts.stop,
             source=task.source,
         )
-        fingerprint = answerer.llm.checkpoint.fingerprint()
-        return cls(shown, way, model, fingerprint, _sample_prompt(prompts, way))
+        llm = answerer.llm
+        fingerprint, quantize = llm.checkpoint.fingerprint(), llm.model.quantized
+        return cls(shown, way, model, fingerprint, _sample_prompt(prompts, way), quantize)
 
     def answer(self, answerer: Answerer, inputs: Sequence[str], observer: Observer) -> list[Answer]:
         """An answer for each input; the answerer is `attach`'s, or the one it was trained with."""
@@ -194,6 +198,7 @@ class Expert:
             "adapter": "adapter",
             "model": self.model,
             "model_fingerprint": self.fingerprint,
+            "quantize": self.quantize,
             "sample_prompt": self.prompt,
         }
         write_json(folder / FILE, values)
@@ -233,7 +238,8 @@ class Expert:
             raise ValueError("bias is not finite")
         asking = Asking(values["template"], values["prompt"] == "few_shot", ADAPTER)
         way = Way(asking, values["decision"], bias)
-        return cls(task, way, values["model"], values["model_fingerprint"], values["sample_prompt"])
+        base = values["model"], values["model_fingerprint"]
+        return cls(task, way, *base, values["sample_prompt"], values["quantize"])
 
 
 def _sample_prompt(prompts: Prompts, way: Way) -> str:

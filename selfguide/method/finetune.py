@@ -156,7 +156,7 @@ def lesson_fingerprint(answerer: Answerer, settings: Settings, lesson: Lesson) -
             [asdict(each) for each in training_examples(answerer, settings, lesson.asking, pairs)]
             for pairs in (lesson.pairs, lesson.held_out)
         ],
-        [llm.checkpoint.fingerprint(), str(llm.model.dtype), llm.model.device.type],
+        [llm.checkpoint.fingerprint(), llm.model.precision, llm.model.device.type],
     ]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 

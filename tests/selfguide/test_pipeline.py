@@ -94,6 +94,7 @@ def test_only_what_a_change_bears_on_is_done_again(tmp_path: Path) -> None:
     assert results(out)[:2] == first[:2]
     assert results(out)[2] != first[2]
     assert _redone(task, out, "--seed", "1") == list(_ALL)
+    assert _redone(task, out, "--quantize", "int8") == list(_ALL)
     assert _redone(task, out) == list(_ALL)
     assert results(out) == first
     task_file(tmp_path, metric="exact_match")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import engine
 from selfguide.method.expert import Expert
 from selfguide.predict import main
 from tests.engine import tiny_models, tiny_tokenizers
@@ -51,6 +52,19 @@ def test_answers_are_those_of_the_evaluation(
         rows = _rows(capsys, str(expert), *texts, "--system", system)
         assert [row["output"] for row in rows] == expected
         assert [row["input"] for row in rows] == texts
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_an_expert_of_a_quantized_model_answers_as_it_was_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    assert run(labelled_task_file(tmp_path), tmp_path / "run", "--quantize", kind) == 0
+    assert f" with {kind} weights on cpu" in capsys.readouterr().err
+    loaded = []
+    load = engine.load
+    monkeypatch.setattr(engine, "load", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[-1])
+    test_answers_are_those_of_the_evaluation(tmp_path / "run", capsys)
+    assert {llm.model.quantized for llm in loaded} == {kind}
 
 
 def test_the_recommended_system_can_be_used(

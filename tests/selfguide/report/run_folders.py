@@ -208,7 +208,7 @@ def _manifest(task: Row, tried: int, kept: int) -> Row:
         "model": {
             "source": "smollm2-135m",
             "fingerprint": "9c1e0a7d55f2",
-            "dtype": "bfloat16",
+            "precision": "bfloat16",
             "device": "cpu",
         },
         "machine": {
