@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.case import EPS, Eager, Place, Run, Shapes, backward, with_gradients
+from bench.cases import angles
 
 
 def installed(package: str) -> bool:
@@ -36,6 +37,35 @@ def _liger_rms_norm(at: Place, shapes: Shapes, *, back: bool = False) -> Run:
     return backward(run(), [x]) if back else run
 
 
+def _liger_add_rms_norm(at: Place, shapes: Shapes, *, back: bool = False) -> Run:
+    from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
+
+    x, residual = (at.random(shapes.rows, shapes.width, grad=back) for _ in range(2))
+    weight = at.random(shapes.width)
+
+    def run() -> tuple[Tensor, Tensor]:
+        out: tuple[Tensor, Tensor]
+        out = LigerFusedAddRMSNormFunction.apply(x, residual, weight, EPS, 0.0, "llama", False)
+        return out
+
+    return backward(run(), [x, residual]) if back else run
+
+
+def _liger_rope(at: Place, shapes: Shapes, *, back: bool = False) -> Run:
+    from liger_kernel.ops.rope import LigerRopeFunction
+
+    rows, head = shapes.rows, shapes.head
+    q, k = (at.random(1, rows, n, head, grad=back) for n in (shapes.heads, shapes.kv_heads))
+    cos, sin = (torch.cat([t, t], 1)[None].to(at.dtype) for t in angles(at, rows, head))
+
+    def run() -> tuple[Tensor, Tensor]:
+        out: tuple[Tensor, Tensor]
+        out = LigerRopeFunction.apply(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
+        return out
+
+    return backward(run(), [q, k]) if back else run
+
+
 def _liger_swiglu(at: Place, shapes: Shapes, *, back: bool = False) -> Run:
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
@@ -51,6 +81,10 @@ def _liger_swiglu(at: Place, shapes: Shapes, *, back: bool = False) -> Run:
 LIGER: dict[str, Callable[[Place, Shapes], Run]] = {
     "rms_norm": _liger_rms_norm,
     "rms_norm backward": partial(_liger_rms_norm, back=True),
+    "add_rms_norm": _liger_add_rms_norm,
+    "add_rms_norm backward": partial(_liger_add_rms_norm, back=True),
+    "rope in place": _liger_rope,
+    "rope backward": partial(_liger_rope, back=True),
     "swiglu": _liger_swiglu,
     "swiglu backward": partial(_liger_swiglu, back=True),
 }
