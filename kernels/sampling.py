@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.checks import expect
 from kernels.dispatch import implementation
 from kernels.philox import uniform
 from kernels.upload import upload
@@ -150,16 +151,13 @@ _DTYPES = {
 
 
 def _check_logits(logits: Tensor) -> None:
-    if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"logits: expected [R, V] float32, got {tuple(logits.shape)} {logits.dtype}"
-        )
+    expect("logits", logits, ("R", "V"), (torch.float32, torch.float64))
     if logits.shape[1] == 0:
         raise ValueError("logits: the vocabulary is empty")
 
 
 def _check_params(logits: Tensor, params: SampleParams) -> None:
-    rows, device = len(logits), logits.device
+    rows = len(logits)
     for name, value in vars(params).items():
         if not isinstance(value, Tensor) and value.offsets.shape != (rows + 1,):
             raise ValueError(f"{name}: expected {rows} rows, got {value.offsets.numel() - 1}")
@@ -168,12 +166,7 @@ def _check_params(logits: Tensor, params: SampleParams) -> None:
         if dtype is None:  # of a list, whose sizes are its own
             dtype = torch.float32 if name == "bias.values" else torch.int64
             size = params.bias.ids.numel() if name == "bias.values" else tensor.numel()
-        if tensor.shape != (size,) or tensor.dtype != dtype:
-            raise ValueError(
-                f"{name}: expected [{size}] {dtype}, got {list(tensor.shape)} {tensor.dtype}"
-            )
-        if tensor.device != device:
-            raise ValueError(f"{name}: on {tensor.device}, logits on {device}")
+        expect(name, tensor, (size,), (dtype,), logits.device)
 
 
 def sample(logits: Tensor, params: SampleParams) -> tuple[Tensor, Tensor]:

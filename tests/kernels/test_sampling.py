@@ -320,10 +320,10 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="k: expected 1 to 5"):
         top_logprobs(logits, 6)
     seen = IdLists(torch.tensor([0, 1, 2]), torch.tensor([1, 2], dtype=torch.int32))
-    with pytest.raises(ValueError, match=r"seen.ids: expected \[2\] torch.int64, got .*int32"):
+    with pytest.raises(ValueError, match=r"seen.ids: expected \[2\] int64 on cpu, got .*int32"):
         sample(logits, replace(params(2), seen=seen))
     bias = Biases(torch.tensor([0, 1, 2]), torch.tensor([1, 2]), torch.ones(1))
-    with pytest.raises(ValueError, match=r"bias.values: expected \[2\] torch.float32, got \[1\]"):
+    with pytest.raises(ValueError, match=r"bias.values: expected \[2\] float32 on cpu, got \[1\]"):
         sample(logits, replace(params(2), bias=bias))
 
 
@@ -333,7 +333,7 @@ def test_tensors_on_another_device_are_refused(name: str) -> None:
     knobs = params(2)
     value = getattr(knobs, field)
     there = replace(value, **{part: getattr(value, part).to("meta")}) if part else value.to("meta")
-    with pytest.raises(ValueError, match=f"^{name}: on meta, logits on cpu$"):
+    with pytest.raises(ValueError, match=rf"^{name}: expected \[\d\] \w+ on cpu, got .* on meta$"):
         sample(torch.zeros(2, 5), replace(knobs, **{field: there}))
 
 
