@@ -60,15 +60,15 @@ def _many_rows(dim: int, cache: torch.dtype, dtype: torch.dtype) -> _Tiles:
     """For prefill, which waits for tensor cores: as many rows as leave the registers unspilled.
 
     wgmma (compute capability 9.0) takes its operands from shared memory; mma.sync holds them in
-    registers, as does the widening of a quantised cache, so there tiles of keys are smaller, or
-    fewer under way. fp32 has no tensor cores.
+    registers, as does the widening of a quantised cache, so there tiles are smaller, or fewer under
+    way. fp32 has no tensor cores.
     """
     if dtype == torch.float32:
         return _Tiles(16, 32 if dim <= 64 else 16, 8 if dim > 64 else 4, 1)
     if dim > 128:
-        return _Tiles(64, 32, 8, 2)
+        return _Tiles(64, 32, 8, 2 if cache == dtype else 3)
     if arch() != 90:
-        return _Tiles(128, 32, 8, 3)
+        return _Tiles(128, 32, 8, 3) if cache == dtype else _Tiles(64, 64, 8, 3)
     return _Tiles(128, 64, 8, 5 if cache == dtype else 3)
 
 
