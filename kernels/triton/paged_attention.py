@@ -66,9 +66,9 @@ def _many_rows(dim: int, cache: torch.dtype, dtype: torch.dtype) -> _Tiles:
     if dtype == torch.float32:
         return _Tiles(16, 32 if dim <= 64 else 16, 8 if dim > 64 else 4, 1)
     if dim > 128:
-        return _Tiles(64, 32, 8, 2 if cache == dtype else 3)
+        return _Tiles(64, 32, 8, 2)
     if arch() != 90:
-        return _Tiles(128, 32, 8, 3) if cache == dtype else _Tiles(64, 64, 8, 3)
+        return _Tiles(64, 64, 8, 3) if cache != dtype and dim > 64 else _Tiles(128, 32, 8, 3)
     return _Tiles(128, 64, 8, 5 if cache == dtype else 3)
 
 
