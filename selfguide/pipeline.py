@@ -27,7 +27,7 @@ from selfguide.method.annotate import check_annotator
 from selfguide.method.answering import Answerer
 from selfguide.method.evaluate import evaluate
 from selfguide.method.expert import Expert
-from selfguide.method.finetune import choose_decision, finetune
+from selfguide.method.finetune import choose_decision, finetune, learning_rate
 from selfguide.method.ground import choose_ground
 from selfguide.method.pairs import Candidate, Pair
 from selfguide.method.synthesis import Synthesised, synthesise
@@ -208,7 +208,8 @@ class Pipeline:
                 place,
                 self.console,
             )
-        record = {**asdict(made.training), "pairs": len(training), **watch.values}
+        lr = learning_rate(self.answerer, self.settings)
+        record = {**asdict(made.training), "pairs": len(training), "lr": lr, **watch.values}
         names = [self.folder.adapter.name, self.folder.expert.name]
         self.folder.publish("finetune", place, names, stage_record(shape, record))
         self._done("finetune", watch)

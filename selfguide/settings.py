@@ -106,7 +106,14 @@ class Settings:
         "zero_shot", "finetune", "the expert's own prompt: instruction alone, or with the examples"
     )
     epochs: int = _key(5, "finetune", "passes over the training pairs", low=1, high=1000)
-    lr: float = _key(1e-3, "finetune", "peak learning rate; 5e-4 for free text", low=1e-8, high=1)
+    lr: float | None = _key(
+        None,
+        "finetune",
+        "peak learning rate; none: 1e-3 with labels, 5e-4 for free text, 2e-4 for models of more "
+        "than about 0.2B weights",
+        low=1e-8,
+        high=1,
+    )
     rank: int = _key(16, "finetune", "LoRA rank", low=1, high=1024)
     alpha: float = _key(32.0, "finetune", "LoRA alpha", low=0.01)
     batch_size: int = _key(8, "finetune", "pairs per optimizer step", low=1, high=10**5)
@@ -154,7 +161,6 @@ _FREE_TEXT: Mapping[str, Any] = {
     "generator": "reverse",
     "pool": 2.5,
     "prompt": "few_shot",
-    "lr": 5e-4,
 }
 
 RECIPES = ("default", "paper")

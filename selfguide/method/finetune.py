@@ -29,6 +29,11 @@ _CHECKPOINT_EVERY_ELSEWHERE = 100
 _MICRO_BATCH_TOKENS = {"cpu": 1024}
 
 
+# Width of models that learn too little at the rate that others are trained at: 576 has
+# SmolLM2-135M, 896 Qwen2.5-0.5B. Measured in docs/LOG.md.
+_NARROW = 768
+
+
 @dataclass(frozen=True)
 class Finetuned:
     """The expert and how its training went."""
@@ -180,12 +185,21 @@ def training_examples(
     ]
 
 
+def learning_rate(answerer: Answerer, settings: Settings) -> float:
+    """The peak learning rate: the setting's, or what suits the model and the task."""
+    if settings.lr is not None:
+        return settings.lr
+    if answerer.llm.model.config.hidden_size > _NARROW:
+        return 2e-4
+    return 1e-3 if answerer.task.is_classification else 5e-4
+
+
 def _config(answerer: Answerer, settings: Settings, lesson: Lesson) -> TrainConfig:
     kind = answerer.llm.model.device.type
     return TrainConfig(
         epochs=lesson.epochs,
         batch_size=settings.batch_size,
-        lr=settings.lr,
+        lr=learning_rate(answerer, settings),
         label_smoothing=settings.label_smoothing,
         patience=settings.patience if lesson.held_out else None,
         seed=settings.seed,

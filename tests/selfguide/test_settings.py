@@ -78,7 +78,7 @@ def test_values_take_their_types(key: str, value: Any, expected: Any) -> None:
         ("pairs", 2.5, "got 2.5"),
         ("pairs", float("inf"), "got inf"),
         ("pairs", True, "got True"),
-        ("lr", "nan", "expected a number from 1e-08 to 1; got 'nan'"),
+        ("lr", "nan", "expected a number from 1e-08 to 1, or none; got 'nan'"),
         ("example_weight", "inf", "expected a number from 0; got 'inf'"),
         ("limit", "all", "expected a whole number from 1, or none; got 'all'"),
         ("device", "gpu", "expected cpu, cuda or cuda:N, or none; got 'gpu'"),

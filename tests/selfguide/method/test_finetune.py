@@ -11,9 +11,16 @@ import pytest
 import torch
 
 from selfguide.errors import Interrupted, UserError
-from selfguide.method.finetune import choose_decision, finetune, training_examples
+from selfguide.method.finetune import (
+    choose_decision,
+    finetune,
+    learning_rate,
+    training_examples,
+)
 from selfguide.observer import Silent
 from selfguide.prompts import Asking
+from selfguide.settings import Settings
+from selfguide.tasks import Task
 from tests.selfguide.method.tiny import (
     CLASSES,
     FREE,
@@ -38,6 +45,19 @@ def test_an_expert_is_made(tmp_path: Path) -> None:
     assert set(done.expert.way.bias) == {"even", "odd"}
     assert sum(done.expert.way.bias.values()) == pytest.approx(0.0)
     assert json.loads((tmp_path / "expert.json").read_text())["decision"] == "bias_removed"
+
+
+@pytest.mark.parametrize(
+    ("task", "width", "expected"),
+    [(CLASSES, 576, 1e-3), (FREE, 576, 5e-4), (CLASSES, 896, 2e-4), (FREE, 896, 2e-4)],
+)
+def test_the_learning_rate_suits_the_model_and_the_task(
+    task: Task, width: int, expected: float
+) -> None:
+    asked = answerer(task)
+    asked.llm.model.config = replace(asked.llm.model.config, hidden_size=width)
+    assert learning_rate(asked, Settings()) == expected
+    assert learning_rate(asked, Settings(lr=7e-5)) == 7e-5
 
 
 def test_stopped_after_a_checkpoint_it_goes_on_exactly(tmp_path: Path) -> None:
