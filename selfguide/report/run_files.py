@@ -60,7 +60,9 @@ class Run:
 
     @property
     def settings(self) -> Row:
-        return dict(self.manifest["settings"])
+        """The run's settings, with the learning rate that was chosen where none was set."""
+        chosen = {"lr": lr} if (lr := self.stages.get("finetune", {}).get("lr")) else {}
+        return {**self.manifest["settings"], **chosen}
 
     @property
     def stages(self) -> dict[str, Row]:

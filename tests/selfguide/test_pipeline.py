@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -287,4 +288,5 @@ def test_an_input_longer_than_the_context_is_named(
 def test_the_report_of_a_finished_run_stands_alone(finished: tuple[Path, Path]) -> None:
     page = (finished[1] / "report.html").read_text(encoding="utf-8")
     assert "Write it in capitals." in page
+    assert re.search(r"<dt>lr</dt>\s*<dd[^>]*>0.0005<", page)  # none was set
     assert "https://" not in page
