@@ -105,14 +105,21 @@ def _interval(metrics: Mapping[str, Any]) -> list[float]:
     return [expert["low"], expert["high"]]
 
 
-def _ceiling(answerer: Answerer, settings: Settings, folder: RunFolder, console: Console) -> float:
-    """The score of LoRA on right answers, asked and decided like the expert, its bias left in."""
+def _ceiling(
+    answerer: Answerer, settings: Settings, folder: RunFolder, console: Console
+) -> float | None:
+    """The score of LoRA on right answers, asked and decided like the expert, its bias left in.
+
+    None if all instances are evaluated.
+    """
     kept = folder.path / "gold.json"
     if kept.exists():
         return float(json.loads(kept.read_text())["score"])
     task = answerer.task
     rows = drawn(task.eval_rows, settings)
     taught = _others(task, rows, settings.seed)
+    if not taught:
+        return None
     pairs = [Pair(row.input, row.outputs[0], "synthetic") for row in taught]
     asking = Asking(settings.template, settings.prompt == "few_shot", "gold")
     lesson = Lesson("gold", asking, pairs, [], settings.epochs)

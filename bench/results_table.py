@@ -77,7 +77,8 @@ def _table(results: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> 
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     lines += [_row(each, columns) for each in results]
     if len(results) > 1:
-        means = [f"{mean(each['scores'][key] for each in results):.1f}" for key in columns]
+        columned = [[each["scores"][key] for each in results] for key in columns]
+        means = [f"{mean(s for s in scores if s is not None):.1f}" for scores in columned]
         lines.append(f"| *mean* | {' | '.join(means)} | | | | |")
     return "\n".join(lines) + "\n"
 
@@ -94,5 +95,7 @@ def _row(result: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     return f"| {' | '.join([name, *cells, *ends])} |"
 
 
-def _cell(score: float, best: bool) -> str:
+def _cell(score: float | None, best: bool) -> str:
+    if score is None:
+        return "–"
     return f"**{score:.1f}**" if best else f"{score:.1f}"
