@@ -29,7 +29,7 @@ from selfguide.errors import UserError  # noqa: E402
 from selfguide.folder.run_folder import RunFolder  # noqa: E402
 from selfguide.method.answering import Answerer  # noqa: E402
 from selfguide.method.expert import Way  # noqa: E402
-from selfguide.method.finetune import Lesson, choose_decision, teach  # noqa: E402
+from selfguide.method.finetune import Lesson, choose_decision, lesson_fingerprint, teach  # noqa: E402
 from selfguide.method.ground import drawn  # noqa: E402
 from selfguide.method.pairs import Pair  # noqa: E402
 from selfguide.metrics.exact import exact_match  # noqa: E402
@@ -112,9 +112,6 @@ def _ceiling(
 
     None if all instances are evaluated.
     """
-    kept = folder.path / "gold.json"
-    if kept.exists():
-        return float(json.loads(kept.read_text())["score"])
     task = answerer.task
     rows = drawn(task.eval_rows, settings)
     taught = _others(task, rows, settings.seed)
@@ -123,6 +120,11 @@ def _ceiling(
     pairs = [Pair(row.input, row.outputs[0], "synthetic") for row in taught]
     asking = Asking(settings.template, settings.prompt == "few_shot", "gold")
     lesson = Lesson("gold", asking, pairs, [], settings.epochs)
+    kept = folder.path / "gold.json"
+    about = {"lesson": lesson_fingerprint(answerer, settings, lesson), "rows": len(rows)}
+    known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    if about.items() <= known.items():
+        return float(known["score"])
     teach(answerer, settings, lesson, console)
     decision = "greedy" if choose_decision(settings, task) == "greedy" else "direct"
     watch = console.watch("answering after right answers")
@@ -132,7 +134,7 @@ def _ceiling(
         for answer, row in zip(answers, rows, strict=True)
     ]
     score = sum(scores) / len(scores)
-    write_json(kept, {"score": score})
+    write_json(kept, about | {"score": score})
     return score
 
 

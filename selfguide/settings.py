@@ -109,8 +109,8 @@ class Settings:
     lr: float | None = _key(
         None,
         "finetune",
-        "peak learning rate; none: 1e-3 with labels, 5e-4 for free text, 2e-4 for models of more "
-        "than about 0.2B weights",
+        "peak learning rate; none: 1e-3 with labels, 5e-4 for free text, 2e-4 for models wider "
+        "than 768",
         low=1e-8,
         high=1,
     )

@@ -239,7 +239,7 @@ class Expert:
         asking = Asking(values["template"], values["prompt"] == "few_shot", ADAPTER)
         way = Way(asking, values["decision"], bias)
         base = values["model"], values["model_fingerprint"]
-        return cls(task, way, *base, values["sample_prompt"], values["quantize"])
+        return cls(task, way, *base, values["sample_prompt"], values.get("quantize"))
 
 
 def _sample_prompt(prompts: Prompts, way: Way) -> str:

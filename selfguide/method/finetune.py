@@ -29,8 +29,8 @@ _CHECKPOINT_EVERY_ELSEWHERE = 100
 _MICRO_BATCH_TOKENS = {"cpu": 1024}
 
 
-# Width of models that learn too little at the rate that others are trained at: 576 has
-# SmolLM2-135M, 896 Qwen2.5-0.5B. Measured in docs/LOG.md.
+# The greatest width of models that need a higher learning rate. SmolLM2-135M (576) does,
+# Qwen2.5-0.5B (896) is the worse for it (docs/LOG.md); none between them was measured.
 _NARROW = 768
 
 
