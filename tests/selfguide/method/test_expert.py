@@ -117,6 +117,14 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         expert.attach(engine.load(other), tmp_path / "run")
 
 
+def test_an_expert_from_before_quantized_models_loads(tmp_path: Path) -> None:
+    path = trained(tmp_path) / "expert.json"
+    values = json.loads(path.read_text())
+    del values["quantize"]
+    path.write_text(json.dumps(values))
+    assert Expert.load(tmp_path).quantize is None
+
+
 def test_other_templates_are_refused(tmp_path: Path) -> None:
     path = trained(tmp_path) / "expert.json"
     values = json.loads(path.read_text())
