@@ -41,14 +41,15 @@ evaluation instances each. Measured by
 ```
 
 Exact match for classification (label sets found in the definition), word-level ROUGE-L for text.
-*few-shot* is the best of three prompt templates, chosen on the evaluation rows in its favour;
-*bias removed* takes each label's mean score over synthetic inputs from its score; *examples only*
-is LoRA on the definition's own examples; *200 gold* is LoRA on 200 right answers, a ceiling that
-needs labelled data (– where all instances are evaluated; its mean is over the others). The *expert*
+*few-shot* is the best of three prompt templates, chosen on the evaluation rows in its favour; *bias
+removed* takes each label's mean score over synthetic inputs from its score; *examples only* is LoRA
+on the definition's own examples; *200 gold* is LoRA on 200 right answers, a ceiling that needs
+labelled data (– where all instances are evaluated; its mean is over the others). The *expert*
 columns are what `python -m selfguide.run` makes. *pairs* is what the filters left of the
-candidates; *minutes* are of one or two threads of machines that had other work too (task199's hold a pause of
-88), in bfloat16 where they compute in it. Intervals are 95 % bootstrap intervals of the expert's
-score: single rows say little and the means more. Bold: the best system without labelled data.
+candidates; *minutes* are of one or two threads of machines that had other work too (task199's hold
+a pause of 88), in bfloat16 where they compute in it. Intervals are 95 % bootstrap intervals of the
+expert's score: single rows say little and the means more. Bold: the best system without labelled
+data.
 """
 
 
