@@ -82,7 +82,10 @@ def default_dtype(device: torch.device) -> torch.dtype:
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise EngineError(f"device {device}: there is no such device; use cpu or cuda") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise EngineError(f"device {device}: torch sees no GPU; use device='cpu'")
     return chosen

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 
 from rich.markup import escape
@@ -21,8 +22,8 @@ from selfguide.method.finetune import Lesson, choose_decision, teach
 from selfguide.method.pairs import Pair
 from selfguide.method.synthesis import preview
 from selfguide.method.systems import Answering, Both, Calibrated, Contest, System, all_systems
-from selfguide.observer import Silent
-from selfguide.plan import Plan, Shapes
+from selfguide.observer import Observer, Silent, stoppable
+from selfguide.plan import Step
 from selfguide.prompts import Asking
 from selfguide.result import standard_output
 from selfguide.settings import Settings
@@ -55,14 +56,25 @@ class Estimate:
     training: float
 
 
-def estimate(answerer: Answerer, settings: Settings) -> Estimate:
-    """Times a few rows of each kind of work, which takes seconds."""
+def estimate(answerer: Answerer, settings: Settings, stopping: Observer) -> Estimate:
+    """Times a few rows of each kind of work, which takes seconds.
+
+    Args:
+        answerer: the model and the task.
+        settings: of the run.
+        stopping: may stop it; is shown nothing.
+
+    Raises:
+        Interrupted: it did.
+    """
+    quiet = Silent(stopping)
     examples = len(answerer.task.examples)
     least = _fewest_candidates(settings)
     with Stopwatch() as watch:
-        candidate = _candidate(answerer, settings)
-        evaluation = _evaluation(answerer, settings, min(least, BIAS_INPUTS))
-    pair = _pair(answerer, settings)
+        candidate = _candidate(answerer, settings, quiet)
+        evaluation = _evaluation(answerer, settings, min(least, BIAS_INPUTS), quiet)
+    stopping.pause_point()
+    pair = _pair(answerer, settings, quiet)
     writer = pair * examples * reverse.EPOCHS if _reverse(answerer, settings) else 0.0
     return Estimate(
         least=writer + candidate * least,
@@ -86,12 +98,12 @@ def _fewest_candidates(settings: Settings) -> int:
     return min(rounds * settings.round_size, settings.max_candidates)
 
 
-def _candidate(answerer: Answerer, settings: Settings) -> float:
+def _candidate(answerer: Answerer, settings: Settings, quiet: Observer) -> float:
     """Of one candidate, without the training of the adapter that writes inputs in reverse."""
     if _reverse(answerer, settings):  # three texts a candidate, like these, and no training
         settings = replace(settings, generator="record", votes=2)
     count = min(_CANDIDATES, settings.max_candidates)
-    return _seconds(lambda: preview(answerer, settings, count, Silent())) / count
+    return _seconds(lambda: preview(answerer, settings, count, quiet)) / count
 
 
 def _reverse(answerer: Answerer, settings: Settings) -> bool:
@@ -107,15 +119,15 @@ class _Costs:
     channel: float
 
     @classmethod
-    def measured(cls, answerer: Answerer, settings: Settings) -> _Costs:
-        task, asking = answerer.task, Asking(settings.template)
+    def measured(cls, answerer: Answerer, settings: Settings, quiet: Observer) -> _Costs:
+        task, asking, watch = answerer.task, Asking(settings.template), stoppable(quiet, "timing")
         known = [*(row.input for row in task.eval_rows), *(each.input for each in task.examples)]
         inputs, others = known[:_SAMPLE], known[_SAMPLE : 2 * _SAMPLE] or known
-        text = _seconds(lambda: answerer.greedy(inputs, asking)) / len(inputs)
+        text = _seconds(lambda: answerer.greedy(inputs, asking, watch)) / len(inputs)
         if not task.is_classification:
             return cls(text, 0.0, 0.0)
-        direct = _seconds(lambda: answerer.label_scores(others, asking)) / len(others)
-        channel = _seconds(lambda: answerer.channel_scores(inputs)) / len(inputs)
+        direct = _seconds(lambda: answerer.label_scores(others, asking, watch)) / len(others)
+        channel = _seconds(lambda: answerer.channel_scores(inputs, None, watch)) / len(inputs)
         return cls(text, direct, channel)
 
     def of(self, ways: Sequence[Answering], rows: int, bias_rows: int) -> float:
@@ -143,9 +155,9 @@ def _needs(way: Answering) -> list[tuple[str, object, bool]]:
     return [(*kinds.get(decision, direct), False)]
 
 
-def _evaluation(answerer: Answerer, settings: Settings, bias_rows: int) -> float:
+def _evaluation(answerer: Answerer, settings: Settings, bias_rows: int, quiet: Observer) -> float:
     """Of all systems on all rows; without rows of the user's on the examples in turn as well."""
-    task, costs = answerer.task, _Costs.measured(answerer, settings)
+    task, costs = answerer.task, _Costs.measured(answerer, settings, quiet)
     rows = len(task.eval_rows) or round(held_out_share(task) * settings.pairs)
     rows = rows if settings.limit is None else min(rows, settings.limit)
     systems = _systems(answerer, settings)
@@ -171,12 +183,12 @@ def _systems(answerer: Answerer, settings: Settings) -> list[System]:
     return all_systems(contest)
 
 
-def _pair(answerer: Answerer, settings: Settings) -> float:
+def _pair(answerer: Answerer, settings: Settings, quiet: Observer) -> float:
     """Of one pair in one epoch."""
     pairs = [Pair(each.input, each.output, "example") for each in answerer.task.examples]
     asking = Asking(settings.template, settings.prompt == "few_shot", _TRIAL)
     lesson = Lesson(_TRIAL, asking, pairs, (), _EPOCHS)
-    seconds = _seconds(lambda: teach(answerer, settings, lesson, Silent()))
+    seconds = _seconds(lambda: teach(answerer, settings, lesson, quiet))
     answerer.llm.adapters.drop(_TRIAL)
     return seconds / (_EPOCHS * len(pairs))
 
@@ -190,10 +202,12 @@ def _activations(answerer: Answerer, settings: Settings) -> float:
     return tokens * bytes_per_token(model, checkpointing=False) / 2**20
 
 
-def show_plan(answerer: Answerer, settings: Settings, folder: RunFolder) -> None:
+def show_plan(folder: RunFolder, steps: Sequence[Step], guess: Estimate, *, as_json: bool) -> None:
     """Prints each stage with what a run would do about it, and the estimate."""
-    steps = Plan(Shapes(answerer, settings), folder).steps()
-    guess = estimate(answerer, settings)
+    if as_json:
+        stages = [asdict(step) for step in steps]
+        print(json.dumps({"folder": str(folder.path), "stages": stages, **asdict(guess)}))
+        return
     span = f"{duration(guess.least)} to {duration(guess.most)}"
     times = {
         "synthesis": f"{span}, as many candidates survive or few",

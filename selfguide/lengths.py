@@ -17,6 +17,8 @@ from selfguide.settings import Settings
 Named = tuple[str, str]
 """A place, for messages, and the input that stands there."""
 
+_QUOTED = 30  # characters of a text in a message
+
 
 def check_lengths(answerer: Answerer, settings: Settings) -> None:
     """Every input of the task that will be used must fit, in any template, after the examples.
@@ -26,11 +28,10 @@ def check_lengths(answerer: Answerer, settings: Settings) -> None:
     """
     task = answerer.task
     inputs = [
-        *_numbered("examples, item", enumerate((e.input for e in task.examples), start=1)),
-        *_numbered("inputs_file, input", enumerate(task.inputs, start=1)),
+        *_quoted("examples", [example.input for example in task.examples]),
+        *_quoted("inputs_file", task.inputs[: settings.max_candidates]),
+        *_quoted("eval_file", [row.input for row in drawn(task.eval_rows, settings)]),
     ]
-    rows = drawn(list(enumerate((row.input for row in task.eval_rows), start=1)), settings)
-    inputs += _numbered("eval_file, row", rows)
     for template in TEMPLATES:
         require_fit(answerer, Asking(template), inputs, f"{task.source}: ")
 
@@ -92,5 +93,6 @@ def _require_room(answerer: Answerer, needed: int, where: str) -> None:
         )
 
 
-def _numbered(place: str, texts: Iterable[tuple[int, str]]) -> list[Named]:
-    return [(f"{place} {number}", text) for number, text in texts]
+def _quoted(place: str, texts: Iterable[str]) -> list[Named]:
+    """Texts with how they begin, by which they are found: rows may be left out or drawn."""
+    return [(f'{place}, the input "{text[:_QUOTED]}..."', text) for text in texts]

@@ -42,10 +42,15 @@ def stoppable(observer: Observer, title: str) -> Watch:
 
 
 class Silent:
-    """Shows nothing and never stops; keeps the warnings."""
+    """Shows nothing; keeps the warnings.
 
-    def __init__(self) -> None:
+    Args:
+        stopping: the observer that may stop the work; None if nobody does.
+    """
+
+    def __init__(self, stopping: Observer | None = None) -> None:
         self.warnings: list[str] = []
+        self._stopping = stopping
 
     def say(self, text: str) -> None:
         pass
@@ -57,4 +62,5 @@ class Silent:
         return lambda progress: None
 
     def pause_point(self) -> None:
-        pass
+        if self._stopping is not None:
+            self._stopping.pause_point()

@@ -45,7 +45,7 @@ class Options:
     as_json: bool
     run_file: Path | None
     settings: Mapping[str, str]
-    overrides: Mapping[str, str]
+    overrides: Mapping[str, Any]
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,11 +65,15 @@ def parse_options(arguments: Sequence[str]) -> Options:
     known, unknown = parser.parse_known_args([_dashed(each) for each in arguments])
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
+        if not unknown[0].startswith("-"):
+            raise UserError(f"{unknown[0]}: a run has one task, and {known.task} is given already")
         raise UserError(
             f"unknown option {unknown[0]}{nearest(unknown[0].split('=')[0], flags)}; "
             "--help lists all"
         )
     given = {key: value for key, value in vars(known).items() if value is not None}
+    if given.get("labels") == "":
+        given["labels"] = []
     return Options(
         task=Path(known.task),
         resume=known.resume,

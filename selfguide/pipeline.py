@@ -94,12 +94,13 @@ class Pipeline:
         self._describe(command, edited)
         try:
             self._synthesise(synthesis)
-        except TooFewPairs:
+        except TooFewPairs as error:
             write_report(self.folder.path)
-            raise
+            raise TooFewPairs(f"{error}; {self.folder.report} shows what was dropped") from None
         self.console.pause_point()
+        warned = len(self.console.warnings)
         training, held_out = self._pairs()
-        expert = self._finetune(training, held_out)
+        expert = self._finetune(training, held_out, self.console.warnings[warned:])
         self.console.pause_point()
         metrics = self._evaluate(expert, held_out)
         write_report(self.folder.path)
@@ -173,7 +174,7 @@ class Pipeline:
         """Training and held-out pairs as they lie in the folder."""
         dataset, held_out = self.folder.dataset, self.folder.held_out
         if self.plan.edited:
-            self.console.warn(f"{dataset.name} was edited by hand and is used as it is")
+            self.console.say(f"{dataset.name} was edited by hand and is used as it is")
         training = self._read_pairs(dataset)
         if not training:
             raise UserError(f"{dataset}: no pair in it; remove it to write it anew")
@@ -188,7 +189,9 @@ class Pipeline:
         require_learnable(self.answerer, self.settings, pairs)
         return [pair for _, pair in pairs]
 
-    def _finetune(self, training: list[Pair], held_out: list[Pair]) -> Expert:
+    def _finetune(
+        self, training: list[Pair], held_out: list[Pair], warnings: Sequence[str]
+    ) -> Expert:
         step = self.plan.finetune()
         self._announce(step)
         if step.action == "reuse":
@@ -209,7 +212,8 @@ class Pipeline:
                 self.console,
             )
         lr = learning_rate(self.answerer, self.settings)
-        record = {**asdict(made.training), "pairs": len(training), "lr": lr, **watch.values}
+        about = {"pairs": len(training), "lr": lr, "warnings": list(warnings)}
+        record = {**asdict(made.training), **about, **watch.values}
         names = [self.folder.adapter.name, self.folder.expert.name]
         self.folder.publish("finetune", place, names, stage_record(shape, record))
         self._done("finetune", watch)

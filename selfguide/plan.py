@@ -11,7 +11,6 @@ from selfguide.errors import UserError
 from selfguide.folder.manifest import Shape, file_hash
 from selfguide.folder.run_folder import RunFolder
 from selfguide.method.answering import Answerer
-from selfguide.method.choice import held_out_share
 from selfguide.recall import unlabelled
 from selfguide.settings import Settings, stage_settings
 
@@ -28,6 +27,11 @@ class Step:
     stage: str
     action: Action
     why: str
+
+
+def anew() -> list[Step]:
+    """What a run does where there is nothing to go on with."""
+    return [Step(stage, "run", "started anew") for stage in ("synthesis", "finetune", "evaluate")]
 
 
 class Shapes:
@@ -58,9 +62,8 @@ class Shapes:
 
     @cached_property
     def synthesis(self) -> Shape:
-        """Of the training pairs."""
+        """Of the training pairs. An eval_file that comes later judges the expert that is there."""
         amounts = {name: getattr(self._settings, name) for name in _LEDGER_INDEPENDENT}
-        amounts["held_out_share"] = held_out_share(self._answerer.task)
         return Shape({**self.ledger.aspects, **amounts})
 
     def finetune(self, folder: RunFolder) -> Shape:

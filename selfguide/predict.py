@@ -1,7 +1,7 @@
 """Using an expert: python -m selfguide.predict RUN_FOLDER TEXT [TEXT ...] [options]
 
-A TEXT may also be `-` (standard input, a text a line) or a .jsonl file of objects with `input`.
-Answers go to standard output, one a line.
+A TEXT may also be `-` (standard input, a text a line), a .txt file of a text a line, or a .jsonl
+file of objects with `input`. Answers go to standard output, one a line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import engine
@@ -20,10 +20,15 @@ from selfguide.errors import UserError
 from selfguide.folder.run_folder import RunFolder
 from selfguide.lengths import Named, require_answerable
 from selfguide.method.expert import Answer, Expert
+from selfguide.method.remembering import Remembering
 from selfguide.method.systems import Answering
+from selfguide.observer import stoppable
 from selfguide.options import Parser
 from selfguide.recall import measured, recall
-from selfguide.tasks.reading import expanded, read_rows, text
+from selfguide.tasks.reading import expanded, read_inputs, text
+
+_FILES = (".jsonl", ".json", ".txt")  # that hold inputs
+_AT_ONCE = 256  # inputs, after whose answers these are printed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +49,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "texts",
         nargs="+",
         metavar="text",
-        help="an input, - (standard input, a text a line) or a .jsonl file of objects with input",
+        help="an input, - (standard input, a text a line), a .txt file of a text a line, or a "
+        ".jsonl file of objects with input",
     )
     parser.add_argument(
         "--json",
@@ -73,17 +79,22 @@ def _work(options: argparse.Namespace, console: Console) -> None:
     answerer = expert.attach(llm, folder.path)
     way = _way(options.system, folder, expert, llm, console)
     require_answerable(answerer, way, inputs)
-    watch = console.watch("answering")
+    answerer = Remembering(answerer.llm, answerer.task, answerer.prompts)  # a bias, for one
+    for first in range(0, len(given), _AT_ONCE):
+        asked = [each for _, each in given[first : first + _AT_ONCE]]
+        watch = stoppable(console, _title(first, len(given)))
+        answers = iter(way.answer(answerer, [each for each in asked if each], watch))
+        with output_trouble_told():
+            for each in asked:
+                answer = next(answers) if each else Answer("")
+                print(_line(each, answer, as_json=options.json, alone=len(given) == 1))
 
-    def progress(now: engine.Progress) -> None:
-        watch(now)
-        console.pause_point()
 
-    answers = iter(way.answer(answerer, [each for _, each in inputs], progress))
-    with output_trouble_told():
-        for _, asked in given:
-            answer = next(answers) if asked else Answer("")
-            print(_line(asked, answer, as_json=options.json, alone=len(given) == 1))
+def _title(first: int, count: int) -> str:
+    """Of the progress of the answers from `first` on."""
+    if count <= _AT_ONCE:
+        return "answering"
+    return f"answering {first + 1} to {min(first + _AT_ONCE, count)} of {count}"
 
 
 def _require_finished(folder: RunFolder) -> None:
@@ -92,7 +103,14 @@ def _require_finished(folder: RunFolder) -> None:
         raise UserError(f"{folder.path}: {what}")
     if folder.expert.exists() and folder.adapter.is_dir():
         return
-    command = folder.manifest().values.get("command")
+    manifest = folder.manifest()
+    command = manifest.values.get("command")
+    given_up = (manifest.stage("synthesis") or {}).get("fingerprint", "") is None
+    if given_up:
+        raise UserError(
+            f"{folder.path}: its run found too few pairs to train an expert; {folder.report} shows "
+            "what was dropped"
+        )
     finish = f"finish it with: {shlex.join(command)}" if command else "it is no run's folder"
     raise UserError(f"{folder.path}: there is no expert in it yet; {finish}")
 
@@ -125,8 +143,7 @@ def _inputs(texts: Sequence[str]) -> Iterator[Named]:
         if given == "-":
             yield from _lines(_standard_input())
         elif _is_file(given):
-            rows = read_rows(expanded(given, f"text {number}"))
-            yield from ((where, _input(row, where)) for row, where in rows)
+            yield from read_inputs(expanded(given, f"text {number}"))
         else:
             yield f"text {number}", text(given, f"text {number}")
 
@@ -150,14 +167,10 @@ def _lines(given: str) -> Iterator[Named]:
 
 def _is_file(given: str) -> bool:
     """Whether a text is meant as a file's name; a sentence may end like one."""
-    if not given.endswith(".jsonl"):
+    if not given.endswith(_FILES):
         return False
-    return " " not in given or expanded(given, "text").is_file()
-
-
-def _input(row: object, where: str) -> str:
-    value = row.get("input") if isinstance(row, Mapping) else row
-    return text(value, f"{where}: input")
+    certain = given.endswith(".jsonl") and " " not in given
+    return certain or expanded(given, "text").is_file()
 
 
 def _line(given: str, answer: Answer, *, as_json: bool, alone: bool) -> str:

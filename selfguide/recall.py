@@ -17,8 +17,19 @@ from selfguide.tasks import EvalRow
 
 
 def measured(folder: RunFolder) -> dict[str, Any]:
-    """What metrics.json says; nothing if there is none."""
-    return dict(json.loads(folder.metrics.read_bytes())) if folder.metrics.exists() else {}
+    """What metrics.json says; nothing if there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not folder.metrics.exists():
+        return {}
+    try:
+        return dict(json.loads(folder.metrics.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{folder.metrics}: damaged ({error}); remove it and give the run's command again"
+        ) from None
 
 
 def unlabelled(folder: RunFolder) -> Unlabelled:
@@ -47,7 +58,12 @@ def recall(key: str, folder: RunFolder, expert: Expert, llm: LLM) -> Answering:
 
 
 def _contest(folder: RunFolder, expert: Expert) -> Contest:
-    seed = folder.manifest().values["settings"]["seed"]
+    settings = folder.manifest().values.get("settings")
+    if settings is None:
+        raise UserError(
+            f"{folder.path}: without its manifest.json only the expert can answer; leave out "
+            "--system, or give the run's command again"
+        )
     asking = expert.way.asking
     rows = [
         EvalRow(row["input"], tuple(row["outputs"])) for _, row in read_objects(folder.evaluation)
@@ -56,7 +72,7 @@ def _contest(folder: RunFolder, expert: Expert) -> Contest:
         expert.task,
         asking.template,
         tuple(unlabelled(folder)),
-        seed,
+        settings["seed"],
         rows,
         expert,
         replace(asking, adapter=examples_only.ADAPTER),

@@ -50,19 +50,18 @@ def show_result(metrics: dict[str, Any], folder: RunFolder) -> None:
     lines.add_row("[dim]adapter[/]", escape(str(folder.adapter)))
     command = _command(metrics, folder)
     if command:
-        lines.add_row("[dim]use it[/]", escape(command))
+        verb = "use" if metrics["recommended"] else "try"
+        lines.add_row(f"[dim]{verb} it[/]", escape(command))
     terminal.print(lines)
 
 
 def _command(metrics: dict[str, Any], folder: RunFolder) -> str | None:
-    """How to use what did best; None where nothing beats answering without any model."""
+    """How to use what did best, or the expert; None where nothing beats asking no model."""
     recommended = metrics["recommended"]
     groups = {system["key"]: system["group"] for system in metrics["systems"]}
     if groups.get(recommended) == "floor":
         return None
-    judged = metrics["expert"] is not None
-    other = judged and recommended not in (None, "expert")
-    system = f" --system {recommended}" if other else ""
+    system = "" if recommended in (None, "expert") else f" --system {recommended}"
     return f'python -m selfguide.predict {shlex.quote(str(folder.path))}{system} "..."'
 
 

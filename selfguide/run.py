@@ -15,12 +15,13 @@ from typing import Any
 from selfguide.console import Console
 from selfguide.ending import disk_trouble_told, ended, output_trouble_told
 from selfguide.errors import UserError
-from selfguide.estimate import show_plan
+from selfguide.estimate import estimate, show_plan
 from selfguide.folder.run_folder import RunFolder
 from selfguide.method.answering import Answerer
 from selfguide.method.synthesis import preview
-from selfguide.options import Options, Resume, parse_options, read_run_file
+from selfguide.options import Options, parse_options, read_run_file
 from selfguide.pipeline import Pipeline, prepare
+from selfguide.plan import Plan, Shapes, anew
 from selfguide.result import show_candidates, show_result, summary
 from selfguide.settings import Settings, build_settings, recipe
 from selfguide.tasks import Task
@@ -68,16 +69,23 @@ def _work(options: Options, command: list[str], console: Console) -> None:
             show_candidates(found, as_json=options.as_json)
         return
     folder = RunFolder(_out(settings, task))
+    if options.resume == "always" and not folder.path.exists():
+        raise UserError(f"{folder.path}: no such run to go on with; leave out --resume always")
+    folder.require_own()
+    another = options.resume == "never" or (
+        options.resume == "if-possible" and folder.holds_another(task)
+    )
     if options.dry_run:
-        folder.require_own()
         answerer = prepared()
+        steps = anew() if another else Plan(Shapes(answerer, settings), folder).steps()
+        guess = estimate(answerer, settings, console)
         with output_trouble_told():
-            show_plan(answerer, settings, folder)
+            show_plan(folder, steps, guess, as_json=options.as_json)
         return
     with disk_trouble_told(folder.path):
-        _require_usable(folder, options.resume)
+        _require_free(folder)
         answerer = prepared()  # whatever is wrong with task or model shows before a file changes
-        if options.resume == "never" and folder.path.exists():
+        if another and folder.path.exists():
             console.say(f"{folder.path} is now {folder.set_aside()}")
         with folder.lock(), console.logging(folder.log):
             pipeline = Pipeline(answerer, settings, folder, console)
@@ -122,14 +130,11 @@ def _settings(layers: Mapping[str, Mapping[str, Any]], *, classification: bool) 
     return build_settings(preset, *rest, where=list(layers))
 
 
-def _require_usable(folder: RunFolder, resume: Resume) -> None:
-    if not folder.path.exists():
-        if resume == "always":
-            raise UserError(f"{folder.path}: no such run to go on with; leave out --resume always")
-        return
-    folder.require_own()
-    with folder.lock():  # a second run is refused before it loads a model
-        pass
+def _require_free(folder: RunFolder) -> None:
+    """A second run is refused before it loads a model."""
+    if folder.path.exists():
+        with folder.lock():
+            pass
 
 
 def _insist(pipeline: Pipeline, folder: RunFolder) -> None:

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from engine.files import write_atomic, write_json
 from selfguide.errors import UserError
 from selfguide.folder.manifest import Manifest, Shape, file_hashes
 from selfguide.folder.temporary import becomes, remove_all_temporaries, remove_temporaries
+from selfguide.tasks import Task
 
 _RECORD = "stage.json"
 _MEASURED = ("evaluation.jsonl", "predictions.jsonl", "metrics.json")
@@ -76,6 +78,16 @@ class RunFolder:
                 f"{self.path}: has files but is no run folder ({', '.join(strange[:3])}"
                 f"{', ...' if len(strange) > 3 else ''}; no manifest.json); choose another --out"
             )
+
+    def holds_another(self, task: Task) -> bool:
+        """Whether what lies there is of a task that shares no example with this one.
+
+        Raises:
+            UserError: the manifest is none.
+        """
+        known = self.manifest().values.get("task", {}).get("examples", [])
+        shared = [each for each in task.examples if asdict(each) in known]
+        return bool(known) and not shared
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -28,10 +28,12 @@ def disk_trouble(error: OSError, folder: Path) -> UserError | None:
 
     Args:
         error: as Python raised it; errors of a full disk name no file.
-        folder: the run's; an error that names it, or a path within, is always for the user.
+        folder: the run's; an error that names it, a path within or a folder above, is always for
+            the user.
     """
     path = Path(error.filename) if isinstance(error.filename, str) else folder
-    ours = isinstance(error.filename, str) and (path == folder or folder in path.parents)
+    related = path == folder or folder in path.parents or path in folder.parents
+    ours = isinstance(error.filename, str) and related
     remedy = _REMEDIES.get(error.errno or 0) or (_ANOTHER if ours else None)
     if remedy is None:
         return None

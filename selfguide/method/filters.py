@@ -23,6 +23,7 @@ from selfguide.tasks import Task
 _TOO_ALIKE = 0.7  # ROUGE-L F from which two inputs count as the same (Self-Instruct's threshold)
 _RETURNED = 0.9  # ROUGE-L F from which an answer counts as the invented output given back
 _LEAST_SPREAD = 0.75  # least standard deviation of lengths, as a share of their mean
+_LEAST_LENGTH = 1 / 3  # of the shortest example's length
 _NOISE = re.compile(
     r"^(?:(?:sure|certainly|of course|here (?:is|are)|hello|hi there|i'm sorry|i am sorry|as an ai"
     r"|thank you|example \d|new input)\b|(?:note|input|output):|therefore,)"
@@ -73,7 +74,8 @@ class Context:
         lengths = [len(getattr(example, of)) for example in self.task.examples]
         spread = max(stdev(lengths), _LEAST_SPREAD * mean(lengths))
         reach = self.settings.length_sigmas * spread
-        return min(mean(lengths) - reach, *lengths), max(mean(lengths) + reach, *lengths)
+        low = max(mean(lengths) - reach, _LEAST_LENGTH * min(lengths))
+        return min(low, *lengths), max(mean(lengths) + reach, *lengths)
 
 
 Filter = Callable[[Candidate, Context], str | None]
@@ -194,7 +196,6 @@ def sift(
 
 def _off_band(of: str, text: str, context: Context) -> str | None:
     low, high = context.band(of)
-    low = max(low, 0.0)
     if low <= len(text) <= high:
         return None
     return f"the {of} has {len(text)} characters, the examples suggest {low:.0f} to {high:.0f}"

@@ -19,7 +19,9 @@ from selfguide.observer import Watch
 from selfguide.settings import Settings
 from selfguide.tasks import Example
 
-_EARLIER = 3  # earlier candidates shown in a prompt, at most (the paper shows up to ten)
+# Earlier candidates shown in a prompt, at most.
+_EARLIER = 3
+_EARLIER_IN_META = 10  # as in the paper
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ class Inventor:
     def _shown(self, candidate: Candidate, earlier: Sequence[Candidate]) -> list[Candidate]:
         """A few earlier candidates, others for each one."""
         random = np.random.default_rng(candidate.seed)
-        count = min(len(earlier), int(random.integers(1, _EARLIER + 1)))
+        most = _EARLIER_IN_META if self.settings.generator == "meta" else _EARLIER
+        count = min(len(earlier), int(random.integers(1, most + 1)))
         picked = random.choice(len(earlier), count, replace=False) if count else ()
         return [earlier[int(index)] for index in picked]
 

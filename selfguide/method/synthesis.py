@@ -85,6 +85,8 @@ def preview(
     rounds = _Rounds(answerer, settings, [], observer)
     while len(rounds.ledger) < count and rounds.go_on():
         rounds.run(count - len(rounds.ledger))
+    for candidate in rounds.survivors:
+        candidate.kept = True
     return rounds.ledger
 
 

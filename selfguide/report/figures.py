@@ -19,6 +19,7 @@ _WHY = {
     "duplicate": "like an example or an earlier input",
     "annotation": "no usable output",
     "copy": "the output repeats the input",
+    "overlap": "shares more or fewer words with its output than the examples do",
     "agreement": "the votes disagree",
     "round_trip": "annotation did not give back what the input was asked for",
     "collapsed": "the annotator answered without looking",

@@ -14,6 +14,7 @@ from selfguide.tasks.task import EvalRow, Example, Metric, Task
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 _MIN_EXAMPLES = 2
+_LONGEST_NAME = 80  # characters
 
 
 def checked(draft: Draft) -> Task:
@@ -27,6 +28,7 @@ def checked(draft: Draft) -> Task:
     labels = dict(draft.labels or {})
     written = _by_normal_form(labels, draft)
     examples = tuple(_examples(draft, written))
+    _require_whole_outputs(draft, examples)
     inputs = {example.input for example in examples}
     rows = tuple(_eval_rows(draft, written, inputs))
     return Task(
@@ -43,11 +45,12 @@ def checked(draft: Draft) -> Task:
 
 
 def _name(draft: Draft) -> str:
-    safe = re.sub(r"[^\w.-]+", "-", draft.name or draft.source.stem).strip(".-")[:80] or "task"
+    given = draft.name or draft.source.stem
+    safe = re.sub(r"[^\w.-]+", "-", given).strip(".-")[:_LONGEST_NAME] or "task"
     if draft.name not in (None, safe):
         raise UserError(
-            f"{draft.place('name')}: {draft.name!r} cannot name a folder (letters, digits, "
-            f'"-", "_" and "." can); write {safe}'
+            f"{draft.place('name')}: {given!r:.100} cannot name a folder (up to {_LONGEST_NAME} "
+            f'letters, digits, "-", "_" and "." can); write {safe}'
         )
     return safe
 
@@ -109,6 +112,17 @@ def _examples(draft: Draft, written: dict[str, str]) -> list[Example]:
             )
         examples.append(Example(example.input, output))
     return examples
+
+
+def _require_whole_outputs(draft: Draft, examples: Sequence[Example]) -> None:
+    """No example's output may go on behind a stop: every answer would end there."""
+    for number, example in enumerate(examples, start=1):
+        for stop in draft.stop:
+            if stop in example.output.removesuffix(stop):
+                raise UserError(
+                    f"{draft.place('stop')}: {stop!r} stands within the output of examples, item "
+                    f"{number} ({example.output!r:.60}), and would cut such answers; choose another"
+                )
 
 
 def _eval_rows(draft: Draft, written: dict[str, str], known: set[str]) -> list[EvalRow]:

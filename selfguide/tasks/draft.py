@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfguide.errors import UserError, nearest
-from selfguide.tasks.reading import read_rows, read_text, text, user_file
+from selfguide.tasks.reading import read_inputs, read_rows, text, user_file
 from selfguide.tasks.rows import Row, parse_row
 from selfguide.tasks.task import Example
 
@@ -81,7 +81,7 @@ class Draft:
             self.eval_rows = read_eval_file(user_file(value, place, folder))
             self.eval_source = text(value, place)
         elif key == "inputs_file":
-            self.inputs = read_inputs_file(user_file(value, place, folder))
+            self.inputs = [each for _, each in read_inputs(user_file(value, place, folder))]
         else:
             raise UserError(f"{where}: unknown key {key}{nearest(key, OVERRIDES)}")
 
@@ -91,12 +91,14 @@ class Draft:
 
 
 def parse_labels(value: Any, where: str) -> dict[str, str]:
-    """Labels from a list, a map from label to meaning, or text with commas; empty for free text."""
+    """Labels from a list (empty for free text), a map to their meanings, or text with commas."""
     if isinstance(value, Mapping):
         pairs = [(text(k, where), text(v, f"{where}.{k}")) for k, v in value.items()]
     else:
         written = isinstance(value, str)
         items = [part for part in value.split(",") if part.strip()] if written else value
+        if written and not items:
+            raise UserError(f"{where}: empty; list them, or write [] for a task without labels")
         if not isinstance(items, list | tuple):
             raise UserError(f"{where}: expected a list, or a map from label to meaning")
         pairs = [(label, label) for label in (text(item, where) for item in items)]
@@ -120,17 +122,3 @@ def read_eval_file(path: Path) -> list[Row]:
     if not rows:
         raise UserError(f"{path}: no row")
     return rows
-
-
-def read_inputs_file(path: Path) -> list[str]:
-    """Unlabelled inputs: JSONL with `input` (or a `.json` list), else a text a line."""
-    if path.suffix.lower() not in (".jsonl", ".json"):
-        inputs = [line.strip() for line in read_text(path).split("\n") if line.strip()]
-    else:
-        inputs = []
-        for value, where in read_rows(path):
-            given = value.get("input") if isinstance(value, Mapping) else value
-            inputs.append(text(given, f"{where}: input"))
-    if not inputs:
-        raise UserError(f"{path}: no input")
-    return inputs

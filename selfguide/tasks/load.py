@@ -96,11 +96,11 @@ def _choose_examples(draft: Draft) -> None:
         first = [Example(row.input, row.outputs[0]) for row in rows[:3]]
         labels = find_labels(draft.instruction, first)
     draft.examples, others = choose_examples(rows, labels)
+    use = "not used, as there is an eval_file"
     if not draft.eval_rows:
-        draft.eval_rows = others
+        draft.eval_rows, use = others, "used only to evaluate"
     draft.notes.append(
-        f"{len(draft.examples)} of {len(rows)} rows are the examples; "
-        "the others are used only to evaluate"
+        f"{len(draft.examples)} of {len(rows)} rows are the examples; the others are {use}"
     )
 
 

@@ -70,6 +70,23 @@ def read_rows(path: Path) -> Rows:
     return items(read_json(path), str(path)) if path.suffix.lower() == ".json" else _lines(path)
 
 
+def read_inputs(path: Path) -> list[tuple[str, str]]:
+    """Unlabelled inputs, each after its place: JSONL with `input` (or a `.json` list), else lines.
+
+    Raises:
+        UserError: the file cannot be read, has none, or one of them is no text.
+    """
+    if path.suffix.lower() in (".jsonl", ".json"):
+        rows = [(where, _input(value), f"{where}: input") for value, where in read_rows(path)]
+        inputs = [(where, text(value, place)) for where, value, place in rows]
+    else:
+        lines = enumerate(read_text(path).split("\n"), start=1)
+        inputs = [(f"{path}:{number}", line.strip()) for number, line in lines if line.strip()]
+    if not inputs:
+        raise UserError(f"{path}: no input")
+    return inputs
+
+
 def expanded(name: str, where: str) -> Path:
     """A path as a user writes it, `~` for the home folder.
 
@@ -132,6 +149,10 @@ def text(value: Any, where: str) -> str:
     if not clean:
         raise UserError(f"{where}: empty")
     return clean
+
+
+def _input(row: Any) -> Any:
+    return row.get("input") if isinstance(row, Mapping) else row
 
 
 def texts(value: Any, where: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import pytest
 from selfguide import estimate as module
 from selfguide.estimate import Estimate, estimate
 from selfguide.method import examples_only, reverse
+from selfguide.observer import Silent
 from selfguide.tasks import Task
 from tests.selfguide.method import tiny
 
@@ -29,7 +30,7 @@ def _one_second_each(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _of(task: Task, limit: int | None = None) -> Estimate:
-    return estimate(tiny.answerer(task), replace(_SETTINGS, limit=limit))
+    return estimate(tiny.answerer(task), replace(_SETTINGS, limit=limit), Silent())
 
 
 @pytest.mark.usefixtures("_one_second_each")
@@ -68,5 +69,5 @@ def test_without_rows_the_examples_are_answered_in_turn() -> None:
 
 @pytest.mark.usefixtures("_one_second_each")
 def test_a_pool_takes_more_rounds() -> None:
-    guess = estimate(tiny.answerer(tiny.CLASSES), replace(_SETTINGS, pool=2.5))
+    guess = estimate(tiny.answerer(tiny.CLASSES), replace(_SETTINGS, pool=2.5), Silent())
     assert guess.least == pytest.approx(16 / 16)

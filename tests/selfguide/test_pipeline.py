@@ -281,7 +281,7 @@ def test_an_input_longer_than_the_context_is_named(
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run(task, tmp_path / "run", "--eval-file", str(tmp_path / "long.jsonl")) == 2
     error = capfd.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: {task}: eval_file, row 2: ")
+    assert error.startswith(f'error: {task}: eval_file, the input "word word')
     assert "the model's context is 1024" in error
 
 
@@ -290,3 +290,43 @@ def test_the_report_of_a_finished_run_stands_alone(finished: tuple[Path, Path]) 
     assert "Write it in capitals." in page
     assert re.search(r"<dt>lr</dt>\s*<dd[^>]*>0.0005<", page)  # none was set
     assert "https://" not in page
+
+
+def test_an_eval_file_that_comes_later_judges_the_expert_that_is_there(tmp_path: Path) -> None:
+    task, out = task_file(tmp_path), tmp_path / "run"
+    without = json.loads(task.read_text())
+    rows = tmp_path / without.pop("eval_file")
+    task.write_text(json.dumps(without))
+    assert run(task, out) == 0
+    before = results(out)
+    assert run(task, out, "--eval-file", str(rows)) == 0
+    assert results(out) == before
+    assert json.loads((out / "metrics.json").read_text())["eval"]["source"] == "eval_file"
+
+
+def test_another_task_of_the_same_name_sets_the_first_ones_run_aside(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task, out = task_file(tmp_path), tmp_path / "run"
+    assert run(task, out) == 0
+    before = results(out)
+    capfd.readouterr()
+    other = [{"input": "Red", "output": "red"}, {"input": "Blue", "output": "blue"}]
+    task_file(tmp_path, instruction="Write it small.", examples=other)
+    assert run(task, out, "--dry-run", "--json") == 0
+    plan = json.loads(capfd.readouterr().out)
+    assert [stage["action"] for stage in plan["stages"]] == ["run"] * 3
+    assert results(out) == before
+    assert run(task, out) == 0
+    assert f"{out} is now {out}.1" in capfd.readouterr().err
+    assert results(tmp_path / "run.1") == before
+    assert results(out) != before
+
+
+def test_a_label_without_pairs_is_told_in_the_report(tmp_path: Path) -> None:
+    task, out = labelled_task_file(tmp_path), tmp_path / "run"
+    assert run(task, out) == 0
+    rows = (out / "dataset.jsonl").read_text().splitlines()
+    (out / "dataset.jsonl").write_text("\n".join(row for row in rows if '"long"' not in row))
+    assert run(task, out) == 0
+    assert "has no pair with the label long" in (out / "report.html").read_text()

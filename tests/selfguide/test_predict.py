@@ -234,3 +234,28 @@ def test_folders_without_an_expert_say_what_is_missing(
     (tmp_path / "run" / "manifest.json").unlink()
     assert main([str(tmp_path / "run"), "x"]) == 2
     assert "it is no run's folder" in capsys.readouterr().err
+
+
+def test_a_text_file_is_a_text_a_line(
+    expert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("one mauve\n\none tan\n", encoding="utf-8")
+    rows = _rows(capsys, str(expert), str(tmp_path / "mine.txt"))
+    assert [row["input"] for row in rows] == ["one mauve", "one tan"]
+
+
+def test_an_unknown_device_is_one_line(expert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(expert), "one tan", "--device", "gpu"]) == 2
+    assert "device gpu: there is no such device; use cpu or cuda" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", ["metrics.json", "manifest.json"])
+def test_a_damaged_folder_says_which_file(
+    expert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(expert, folder)
+    (folder / broken).write_text("{")
+    assert main([str(folder), "one tan", "--system", "few_shot"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {folder / broken}: ")

@@ -70,11 +70,12 @@ def test_equal_lengths_of_the_examples_do_not_reject_everything() -> None:
     assert taken("rather longer", task) is None
 
 
-def test_no_text_is_said_to_be_too_short_for_a_negative_length() -> None:
-    task = Task("t", "Do.", (Example("ab", "x"), Example("k" * 60, "y")))
-    one = candidate("m" * 900)
-    sift([one], INPUT_FILTERS, Context(task, Settings()))
-    assert "suggest 0 to" in (one.reason or "")
+def test_what_is_shorter_than_a_third_of_the_shortest_example_is_too_short() -> None:
+    task = Task("t", "Do.", (Example("k" * 30, "x"), Example("k" * 60, "y")))
+    short, longer = candidate("m" * 9), candidate("n" * 10)
+    sift([short, longer], INPUT_FILTERS, Context(task, Settings()))
+    assert (short.filter, longer.filter) == ("length", None)
+    assert "suggest 10 to" in (short.reason or "")
 
 
 def test_later_inputs_like_earlier_ones_are_duplicates_and_say_of_which() -> None:

@@ -96,8 +96,8 @@ def test_the_command_line_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(task.eval_rows) == 1
 
 
-@pytest.mark.parametrize("overrides", [{"labels": ""}, {"metric": "rouge_l"}])
-def test_free_text_can_be_forced(tmp_path: Path, overrides: dict[str, str]) -> None:
+@pytest.mark.parametrize("overrides", [{"labels": []}, {"metric": "rouge_l"}])
+def test_free_text_can_be_forced(tmp_path: Path, overrides: dict[str, Any]) -> None:
     path = native(tmp_path, instruction="Answer good or bad.")
     found = load_task(path)
     assert list(found.task.labels) == ["good", "bad"]
@@ -249,3 +249,23 @@ def test_files_that_are_no_task(tmp_path: Path) -> None:
         load_task(tmp_path / "task.txt")
     with pytest.raises(UserError, match=r"command line: unknown key exmples"):
         load_task(native(tmp_path), {"exmples": "x"})
+
+
+@pytest.mark.parametrize("blank", ["", " , "])
+def test_labels_left_blank_are_no_free_text(tmp_path: Path, blank: str) -> None:
+    with pytest.raises(UserError, match=r"labels: empty; list them, or write \[\]"):
+        load_task(native(tmp_path, labels=blank))
+
+
+def test_a_stop_within_an_output_is_refused_and_at_its_end_is_not(tmp_path: Path) -> None:
+    examples = [{"input": "a", "output": "It is. So."}, {"input": "b", "output": "No."}]
+    with pytest.raises(UserError, match=r"stop: '\.' stands within the output of examples, item 1"):
+        load_task(native(tmp_path, examples=examples, stop=".", labels=[]))
+    examples[0]["output"] = "So."
+    task = load_task(native(tmp_path, examples=examples, stop=".", labels=[])).task
+    assert task.stop == (".",)
+
+
+def test_an_overlong_name_is_told_how_long_it_may_be(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="up to 80 letters"):
+        load_task(native(tmp_path, name="n" * 81))
