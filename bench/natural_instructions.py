@@ -29,8 +29,9 @@ from selfguide.errors import UserError  # noqa: E402
 from selfguide.folder.run_folder import RunFolder  # noqa: E402
 from selfguide.method.answering import Answerer  # noqa: E402
 from selfguide.method.expert import Way  # noqa: E402
-from selfguide.method.finetune import Lesson, choose_decision, lesson_fingerprint, teach  # noqa: E402
+from selfguide.method.finetune import choose_decision  # noqa: E402
 from selfguide.method.ground import drawn  # noqa: E402
+from selfguide.method.lessons import Lesson, lesson_fingerprint, teach  # noqa: E402
 from selfguide.method.pairs import Pair  # noqa: E402
 from selfguide.metrics.exact import exact_match  # noqa: E402
 from selfguide.metrics.rouge import rouge_l  # noqa: E402

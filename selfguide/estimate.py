@@ -18,7 +18,8 @@ from selfguide.method import examples_only, reverse
 from selfguide.method.answering import Answerer
 from selfguide.method.choice import held_out_share
 from selfguide.method.expert import BIAS_INPUTS, Expert, Way
-from selfguide.method.finetune import Lesson, choose_decision, teach
+from selfguide.method.finetune import choose_decision
+from selfguide.method.lessons import Lesson, teach
 from selfguide.method.pairs import Pair
 from selfguide.method.synthesis import preview
 from selfguide.method.systems import Answering, Both, Calibrated, Contest, System, all_systems
@@ -76,11 +77,13 @@ def estimate(answerer: Answerer, settings: Settings, stopping: Observer) -> Esti
     stopping.pause_point()
     pair = _pair(answerer, settings, quiet)
     writer = pair * examples * reverse.EPOCHS if _reverse(answerer, settings) else 0.0
+    of_examples = pair * examples * examples_only.EPOCHS  # once, whichever stage does it
+    early = of_examples if settings.examples_share else 0.0
     return Estimate(
         least=writer + candidate * least,
         most=writer + candidate * settings.max_candidates,
-        finetune=pair * (settings.pairs + examples) * settings.epochs,
-        evaluate=evaluation + pair * examples * examples_only.EPOCHS,
+        finetune=pair * (settings.pairs + examples) * settings.epochs + early,
+        evaluate=evaluation + of_examples - early,
         loaded=watch.peak_mib,
         training=watch.peak_mib + _activations(answerer, settings),
     )

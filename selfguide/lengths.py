@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from selfguide.errors import UserError
 from selfguide.method.answering import Answerer
 from selfguide.method.expert import Way
-from selfguide.method.finetune import training_examples
 from selfguide.method.ground import drawn
+from selfguide.method.lessons import training_examples
 from selfguide.method.pairs import Pair
 from selfguide.method.systems import Answering, Both
 from selfguide.prompts import TEMPLATES, Asking

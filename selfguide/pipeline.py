@@ -27,8 +27,9 @@ from selfguide.method.annotate import check_annotator
 from selfguide.method.answering import Answerer
 from selfguide.method.evaluate import evaluate
 from selfguide.method.expert import Expert
-from selfguide.method.finetune import choose_decision, finetune, learning_rate
+from selfguide.method.finetune import choose_decision, finetune
 from selfguide.method.ground import choose_ground
+from selfguide.method.lessons import learning_rate
 from selfguide.method.pairs import Candidate, Pair
 from selfguide.method.synthesis import Synthesised, synthesise
 from selfguide.plan import Plan, Shapes, Step, facts
@@ -209,6 +210,7 @@ class Pipeline:
                 held_out,
                 unlabelled(self.folder),
                 place,
+                self.folder.cache,
                 self.console,
             )
         lr = learning_rate(self.answerer, self.settings)

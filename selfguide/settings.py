@@ -118,6 +118,14 @@ class Settings:
     alpha: float = _key(32.0, "finetune", "LoRA alpha", low=0.01)
     batch_size: int = _key(8, "finetune", "pairs per optimizer step", low=1, high=10**5)
     example_weight: float = _key(3.0, "finetune", "loss weight of the user's own examples", low=0)
+    examples_share: float = _key(
+        0.0,
+        "finetune",
+        "share of what the examples alone teach in the expert, beside what all pairs teach; 0.25 "
+        "for free text",
+        low=0,
+        high=1,
+    )
     label_smoothing: float = _key(
         0.0, "finetune", "share of the target spread over all tokens", low=0, high=0.9
     )
@@ -161,6 +169,7 @@ _FREE_TEXT: Mapping[str, Any] = {
     "generator": "reverse",
     "pool": 2.5,
     "prompt": "few_shot",
+    "examples_share": 0.25,
 }
 
 RECIPES = ("default", "paper")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine.files import write_atomic
 from selfguide.method.answering import Answerer
-from selfguide.method.finetune import Lesson, lesson_fingerprint, teach
+from selfguide.method.lessons import Lesson, lesson_fingerprint, teach
 from selfguide.method.pairs import Pair
 from selfguide.observer import Observer
 from selfguide.prompts import Asking

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from engine import LoraConfig, TrainConfig, TrainExample, TrainProgress, TrainResult
-from engine.training.config import Progress
+from engine import TrainResult
 from selfguide.errors import UserError
+from selfguide.method import examples_only
 from selfguide.method.answering import Answerer, Decision
 from selfguide.method.expert import ADAPTER, Expert, Unlabelled, Way, estimate_bias
+from selfguide.method.lessons import Lesson, teach
 from selfguide.method.pairs import Pair
 from selfguide.observer import Observer
 from selfguide.prompts import Asking
 from selfguide.settings import Settings
 from selfguide.tasks import Task
 
-# Steps between checkpoints: about ten seconds on a CPU, where a step takes one or two.
-_CHECKPOINT_EVERY = {"cpu": 5}
-_CHECKPOINT_EVERY_ELSEWHERE = 100
-
-# Fixed where memory is plenty for it, so that what happens to be free never decides how a sum is
-# rounded. More at a time is no faster on a CPU.
-_MICRO_BATCH_TOKENS = {"cpu": 1024}
-
-
-# The greatest width of models that need a higher learning rate. SmolLM2-135M (576) does,
-# Qwen2.5-0.5B (896) is the worse for it (docs/LOG.md); none between them was measured.
-_NARROW = 768
+_OF_PAIRS = "pairs"  # name of what the pairs taught, while it is blended
 
 
 @dataclass(frozen=True)
@@ -42,25 +30,6 @@ class Finetuned:
     training: TrainResult
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What an adapter is taught, and how.
-
-    Args:
-        name: of the adapter.
-        asking: the prompts; its adapter is the one that is taught.
-        pairs: to learn.
-        held_out: to stop by; may be empty.
-        epochs: passes over `pairs`, at most.
-    """
-
-    name: str
-    asking: Asking
-    pairs: Sequence[Pair]
-    held_out: Sequence[Pair]
-    epochs: int
-
-
 def finetune(
     answerer: Answerer,
     settings: Settings,
@@ -68,6 +37,7 @@ def finetune(
     held_out: Sequence[Pair],
     unlabelled: Unlabelled,
     folder: Path,
+    cache: Path,
     observer: Observer,
 ) -> Finetuned:
     """Trains the adapter "expert" and leaves it in `llm.adapters`.
@@ -80,6 +50,7 @@ def finetune(
         unlabelled: inputs for the label bias.
         folder: gets `adapter/` and `expert.json`; meanwhile `checkpoint/`, from which the same call
             goes on exactly.
+        cache: keeps the adapter of the examples alone.
         observer: sees progress, and may stop the training after a checkpoint.
 
     Raises:
@@ -91,6 +62,8 @@ def finetune(
     decision = choose_decision(settings, answerer.task)
     lesson = Lesson(ADAPTER, asking, training, held_out, settings.epochs)
     result = teach(answerer, settings, lesson, observer, folder / "checkpoint")
+    if settings.examples_share:
+        _blend(answerer, settings, cache, observer)
     answerer.llm.adapters.save(ADAPTER, folder / "adapter")
     bias: dict[str, float] = {}
     if decision == "bias_removed":
@@ -100,6 +73,20 @@ def finetune(
     expert.save(folder)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return Finetuned(expert, result)
+
+
+def _blend(answerer: Answerer, settings: Settings, cache: Path, observer: Observer) -> None:
+    """Makes the expert a mean of what the pairs and what the examples alone taught.
+
+    The mean of updates that start from the same weights is often better than each (model soups,
+    arXiv 2203.05482): what the pairs got wrong is not in the other.
+    """
+    adapters, share = answerer.llm.adapters, settings.examples_share
+    examples_only.examples_only(answerer, settings, cache, observer)
+    adapters.copy(ADAPTER, _OF_PAIRS)
+    adapters.drop(ADAPTER)
+    adapters.stack({_OF_PAIRS: 1 - share, examples_only.ADAPTER: share}, ADAPTER)
+    adapters.drop(_OF_PAIRS)
 
 
 def choose_decision(settings: Settings, task: Task) -> Decision:
@@ -115,117 +102,3 @@ def choose_decision(settings: Settings, task: Task) -> Decision:
             f"{task.source}: decision: {settings.decision} needs a task with labels; use greedy"
         )
     return settings.decision
-
-
-def teach(
-    answerer: Answerer,
-    settings: Settings,
-    lesson: Lesson,
-    observer: Observer,
-    checkpoint: Path | None = None,
-) -> TrainResult:
-    """Makes (or makes anew) an adapter and trains it.
-
-    Args:
-        answerer: the model and the task.
-        settings: of the run.
-        lesson: what to learn.
-        observer: sees progress; may stop the training after a checkpoint.
-        checkpoint: folder for the training's state; None for a training of seconds.
-    """
-    llm = answerer.llm
-    config, lora = _config(answerer, settings, lesson), _lora(settings)
-    if checkpoint is not None:
-        place = checkpoint / lesson_fingerprint(answerer, settings, lesson)[:16]
-        _forget_others(place)
-        config = TrainConfig(**{**asdict(config), "checkpoint_dir": place})
-    if lesson.name in llm.adapters:
-        llm.adapters.drop(lesson.name)
-    llm.adapters.new(lesson.name, lora, seed=settings.seed)
-    return llm.train(
-        training_examples(answerer, settings, lesson.asking, lesson.pairs),
-        config,
-        adapter=lesson.name,
-        eval_examples=training_examples(answerer, settings, lesson.asking, lesson.held_out),
-        progress=_stoppable(observer, f"training {lesson.name}", config.checkpoint_every),
-    )
-
-
-def lesson_fingerprint(answerer: Answerer, settings: Settings, lesson: Lesson) -> str:
-    """A hash (64 hex digits) of everything that shapes what an adapter learns."""
-    llm = answerer.llm
-    about = [
-        asdict(_config(answerer, settings, lesson)),
-        asdict(_lora(settings)),
-        [
-            [asdict(each) for each in training_examples(answerer, settings, lesson.asking, pairs)]
-            for pairs in (lesson.pairs, lesson.held_out)
-        ],
-        [llm.checkpoint.fingerprint(), llm.model.precision, llm.model.device.type],
-    ]
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
-
-
-def training_examples(
-    answerer: Answerer, settings: Settings, asking: Asking, pairs: Sequence[Pair]
-) -> list[TrainExample]:
-    """Pairs as the engine trains on them, with the prompts that the adapter will be asked by.
-
-    A pair that is one of the task's examples is not shown in its own prompt: its output could be
-    copied from there.
-    """
-    prompts, examples = answerer.prompts, answerer.task.examples
-    return [
-        TrainExample(
-            prompts.answer(pair.input, asking, [e for e in examples if e.input != pair.input]),
-            prompts.completion(pair.output, asking),
-            settings.example_weight if pair.origin == "example" else 1.0,
-        )
-        for pair in pairs
-    ]
-
-
-def learning_rate(answerer: Answerer, settings: Settings) -> float:
-    """The peak learning rate: the setting's, or what suits the model and the task."""
-    if settings.lr is not None:
-        return settings.lr
-    if answerer.llm.model.config.hidden_size > _NARROW:
-        return 2e-4
-    return 1e-3 if answerer.task.is_classification else 5e-4
-
-
-def _config(answerer: Answerer, settings: Settings, lesson: Lesson) -> TrainConfig:
-    kind = answerer.llm.model.device.type
-    return TrainConfig(
-        epochs=lesson.epochs,
-        batch_size=settings.batch_size,
-        lr=learning_rate(answerer, settings),
-        label_smoothing=settings.label_smoothing,
-        patience=settings.patience if lesson.held_out else None,
-        seed=settings.seed,
-        micro_batch_tokens=_MICRO_BATCH_TOKENS.get(kind),
-        checkpoint_every=_CHECKPOINT_EVERY.get(kind, _CHECKPOINT_EVERY_ELSEWHERE),
-    )
-
-
-def _lora(settings: Settings) -> LoraConfig:
-    return LoraConfig(rank=settings.rank, alpha=settings.alpha)
-
-
-def _forget_others(place: Path) -> None:
-    """Removes the checkpoints of other lessons beside this one's."""
-    for other in place.parent.glob("*"):
-        if other != place:
-            shutil.rmtree(other)
-
-
-def _stoppable(observer: Observer, title: str, every: int) -> Progress:
-    """Shows each step, and lets the observer stop where the engine has just saved a checkpoint."""
-    watch = observer.watch(title)
-
-    def progress(now: TrainProgress) -> None:
-        watch(now)
-        if now.step % every == 0:
-            observer.pause_point()
-
-    return progress

@@ -42,7 +42,7 @@ def trained(free: bool) -> tuple[Answerer, Expert]:
     task = FREE if free else CLASSES
     asked = answerer(task)
     data = (pairs(task), [], unlabelled())
-    return asked, finetune(asked, QUICK, *data, Path(mkdtemp()), Silent()).expert
+    return asked, finetune(asked, QUICK, *data, Path(mkdtemp()), Path(mkdtemp()), Silent()).expert
 
 
 def run(

@@ -44,7 +44,9 @@ def test_a_loaded_expert_answers_as_the_trained_one(
 ) -> None:
     asked = answerer(task)
     settings = replace(QUICK, decision=decision)
-    done = finetune(asked, settings, pairs(task, 4), [], unlabelled(), tmp_path, Silent())
+    done = finetune(
+        asked, settings, pairs(task, 4), [], unlabelled(), tmp_path, tmp_path / "cache", Silent()
+    )
     expected = done.expert.answer(asked, INPUTS, Silent())
     expert = Expert.load(tmp_path)
     assert expert == done.expert
@@ -105,7 +107,16 @@ def test_the_bias_is_estimated_on_what_fits() -> None:
 
 
 def trained(folder: Path) -> Path:
-    finetune(answerer(CLASSES), QUICK, pairs(CLASSES, 2), [], unlabelled(), folder, Silent())
+    finetune(
+        answerer(CLASSES),
+        QUICK,
+        pairs(CLASSES, 2),
+        [],
+        unlabelled(),
+        folder,
+        folder / "cache",
+        Silent(),
+    )
     return folder
 
 

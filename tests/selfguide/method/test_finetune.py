@@ -11,12 +11,9 @@ import pytest
 import torch
 
 from selfguide.errors import Interrupted, UserError
-from selfguide.method.finetune import (
-    choose_decision,
-    finetune,
-    learning_rate,
-    training_examples,
-)
+from selfguide.method import examples_only
+from selfguide.method.finetune import choose_decision, finetune
+from selfguide.method.lessons import learning_rate, training_examples
 from selfguide.observer import Silent
 from selfguide.prompts import Asking
 from selfguide.settings import Settings
@@ -37,7 +34,9 @@ from tests.selfguide.method.tiny import (
 def test_an_expert_is_made(tmp_path: Path) -> None:
     asked = answerer(CLASSES)
     settings = replace(QUICK, decision="bias_removed")
-    done = finetune(asked, settings, pairs(CLASSES), [], unlabelled(), tmp_path, Silent())
+    done = finetune(
+        asked, settings, pairs(CLASSES), [], unlabelled(), tmp_path, tmp_path / "cache", Silent()
+    )
     assert done.training.steps == 2 * 6
     assert done.training.losses[-1] < done.training.losses[0]
     assert (tmp_path / "adapter" / "adapter_config.json").exists()
@@ -65,14 +64,14 @@ def test_stopped_after_a_checkpoint_it_goes_on_exactly(tmp_path: Path) -> None:
     held_out = synthetic(CLASSES, 4, 60)
     whole, stopped, resumed = answerer(CLASSES), answerer(CLASSES), answerer(CLASSES)
     data = (settings, pairs(CLASSES), held_out, unlabelled())
-    expected = finetune(whole, *data, tmp_path / "whole", Silent())
+    expected = finetune(whole, *data, tmp_path / "whole", tmp_path / "cache", Silent())
     with pytest.raises(Interrupted):
-        finetune(stopped, *data, tmp_path / "parts", Stopping(2))
+        finetune(stopped, *data, tmp_path / "parts", tmp_path / "cache", Stopping(2))
     assert list((tmp_path / "parts").iterdir()) == [tmp_path / "parts" / "checkpoint"]
     watched: list[int] = []
     observer = Silent()
     observer.watch = lambda title: lambda now: watched.append(getattr(now, "step", 0))  # type: ignore[method-assign]
-    done = finetune(resumed, *data, tmp_path / "parts", observer)
+    done = finetune(resumed, *data, tmp_path / "parts", tmp_path / "cache", observer)
     assert watched[0] == 11
     assert torch.equal(values(resumed.llm), values(whole.llm))
     assert done.training.losses == expected.training.losses
@@ -84,17 +83,17 @@ def test_stopped_after_a_checkpoint_it_goes_on_exactly(tmp_path: Path) -> None:
 def test_a_checkpoint_of_other_settings_is_left_behind(tmp_path: Path) -> None:
     data = (pairs(CLASSES), [], unlabelled())
     with pytest.raises(Interrupted):
-        finetune(answerer(CLASSES), QUICK, *data, tmp_path, Stopping(1))
+        finetune(answerer(CLASSES), QUICK, *data, tmp_path, tmp_path / "cache", Stopping(1))
     fresh = replace(QUICK, lr=1e-3)
-    done = finetune(answerer(CLASSES), fresh, *data, tmp_path, Silent())
+    done = finetune(answerer(CLASSES), fresh, *data, tmp_path, tmp_path / "cache", Silent())
     shutil.rmtree(tmp_path)
-    again = finetune(answerer(CLASSES), fresh, *data, tmp_path, Silent())
+    again = finetune(answerer(CLASSES), fresh, *data, tmp_path, tmp_path / "cache", Silent())
     assert done.training.losses == again.training.losses
 
 
 def test_training_again_in_one_process_starts_anew(tmp_path: Path) -> None:
     asked = answerer(FREE)
-    data = (QUICK, pairs(FREE, 4), [], [], tmp_path, Silent())
+    data = (QUICK, pairs(FREE, 4), [], [], tmp_path, tmp_path / "cache", Silent())
     first = finetune(asked, *data).training.losses
     assert finetune(asked, *data).training.losses == first
 
@@ -118,7 +117,9 @@ def test_it_stops_early_by_the_held_out_pairs(tmp_path: Path) -> None:
     settings = replace(QUICK, epochs=30, lr=3e-2, patience=1)
     held_out = [replace(p, output="odd") for p in synthetic(CLASSES, 4, 60)]
     wrong = [replace(p, output="even") for p in pairs(CLASSES, 2)]
-    done = finetune(answerer(CLASSES), settings, wrong, held_out, [], tmp_path, Silent())
+    done = finetune(
+        answerer(CLASSES), settings, wrong, held_out, [], tmp_path, tmp_path / "cache", Silent()
+    )
     assert done.training.stopped_early
     assert done.training.steps < 30 * 3
 
@@ -129,3 +130,21 @@ def test_the_decision_suits_the_task() -> None:
     assert choose_decision(replace(QUICK, decision="channel"), CLASSES) == "channel"
     with pytest.raises(UserError, match=r"shout.yaml: decision: direct needs a task with labels"):
         choose_decision(replace(QUICK, decision="direct"), FREE)
+
+
+def test_an_expert_is_the_mean_of_what_pairs_and_examples_teach(tmp_path: Path) -> None:
+    asked, data = answerer(FREE), (pairs(FREE), [], unlabelled())
+    cache, alone, blended = tmp_path / "cache", replace(QUICK, examples_share=0.0), tmp_path / "b"
+    finetune(asked, alone, *data, tmp_path / "a", cache, Silent())
+    adapters = asked.llm.adapters
+    of_pairs = adapters.copy("expert", "of pairs").pairs
+    assert not cache.exists()
+    finetune(asked, replace(QUICK, examples_share=0.25), *data, blended, cache, Silent())
+    of_examples = adapters[examples_only.ADAPTER].pairs
+    saved = adapters.load(blended / "adapter", "saved").pairs
+    for key, update in saved.items():
+        parts = [(0.75, of_pairs[key]), (0.25, of_examples[key])]
+        expected = sum(share * each.scale * each.b @ each.a for share, each in parts)
+        torch.testing.assert_close(update.scale * update.b @ update.a, expected)
+        torch.testing.assert_close(update.b, adapters["expert"].pairs[key].b)
+    assert "pairs" not in adapters
