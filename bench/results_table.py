@@ -45,11 +45,11 @@ Exact match for classification (label sets found in the definition), word-level 
 removed* takes each label's mean score over synthetic inputs from its score; *examples only* is LoRA
 on the definition's own examples; *200 gold* is LoRA on 200 right answers, a ceiling that needs
 labelled data (– where all instances are evaluated; its mean is over the others). The *expert*
-columns are what `python -m selfguide.run` makes. *pairs* is what the filters left of the
-candidates; *minutes* are of one or two threads of machines that had other work too (task199's hold
-a pause of 88), in bfloat16 where they compute in it. Intervals are 95 % bootstrap intervals of the
-expert's score: single rows say little and the means more. Bold: the best system without labelled
-data.
+columns are what `python -m selfguide.run` made, in free text before the expert became a mean with
+LoRA on the examples (2026-11-26, docs/LOG.md). *pairs* is what the filters left of the candidates;
+*minutes* are of one or two threads of machines that had other work too (task199's hold a pause of
+88), in bfloat16 where they compute in it. Intervals are 95 % bootstrap intervals of the expert's
+score: single rows say little and the means more. Bold: the best system without labelled data.
 """
 
 
