@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from selfguide import estimate as module
+from selfguide.errors import Interrupted
 from selfguide.estimate import Estimate, estimate
 from selfguide.method import examples_only, reverse
 from selfguide.observer import Silent
@@ -71,3 +72,8 @@ def test_without_rows_the_examples_are_answered_in_turn() -> None:
 def test_a_pool_takes_more_rounds() -> None:
     guess = estimate(tiny.answerer(tiny.CLASSES), replace(_SETTINGS, pool=2.5), Silent())
     assert guess.least == pytest.approx(16 / 16)
+
+
+def test_it_can_be_stopped() -> None:
+    with pytest.raises(Interrupted):
+        estimate(tiny.answerer(tiny.FREE), _SETTINGS, tiny.Stopping(1))
