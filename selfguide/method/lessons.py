@@ -25,7 +25,6 @@ _CHECKPOINT_EVERY_ELSEWHERE = 100
 # rounded. More at a time is no faster on a CPU.
 _MICRO_BATCH_TOKENS = {"cpu": 1024}
 
-
 # The greatest width of models that need a higher learning rate. SmolLM2-135M (576) does,
 # Qwen2.5-0.5B (896) is the worse for it (docs/LOG.md); none between them was measured.
 _NARROW = 768
