@@ -25,7 +25,7 @@ from selfguide.method.systems import Answering
 from selfguide.observer import stoppable
 from selfguide.options import Parser
 from selfguide.recall import measured, recall
-from selfguide.tasks.reading import expanded, read_inputs, text
+from selfguide.tasks.reading import expanded, read_inputs, read_text, text
 
 _FILES = (".jsonl", ".json", ".txt")  # that hold inputs
 _AT_ONCE = 256  # inputs, after whose answers these are printed
@@ -104,13 +104,13 @@ def _require_finished(folder: RunFolder) -> None:
     if folder.expert.exists() and folder.adapter.is_dir():
         return
     manifest = folder.manifest()
-    command = manifest.values.get("command")
-    given_up = (manifest.stage("synthesis") or {}).get("fingerprint", "") is None
-    if given_up:
+    synthesis = manifest.stage("synthesis")
+    if synthesis and synthesis["fingerprint"] is None:
         raise UserError(
             f"{folder.path}: its run found too few pairs to train an expert; {folder.report} shows "
             "what was dropped"
         )
+    command = manifest.values.get("command")
     finish = f"finish it with: {shlex.join(command)}" if command else "it is no run's folder"
     raise UserError(f"{folder.path}: there is no expert in it yet; {finish}")
 
@@ -134,16 +134,18 @@ def _way(
 
 
 def _inputs(texts: Sequence[str]) -> Iterator[Named]:
-    """Every input, with where it came from; "" for an empty line of standard input.
+    """Every input, with where it came from; "" for an empty line of text.
 
     Raises:
         UserError: another one is empty, or a file cannot be read.
     """
     for number, given in enumerate(texts, start=1):
         if given == "-":
-            yield from _lines(_standard_input())
+            yield from _lines(_standard_input(), "standard input")
         elif _is_file(given):
-            yield from read_inputs(expanded(given, f"text {number}"))
+            path = expanded(given, f"text {number}")
+            lines = path.suffix == ".txt"
+            yield from _lines(read_text(path), given) if lines else read_inputs(path)
         else:
             yield f"text {number}", text(given, f"text {number}")
 
@@ -157,11 +159,11 @@ def _standard_input() -> str:
         raise UserError("standard input: not UTF-8; send text in UTF-8") from None
 
 
-def _lines(given: str) -> Iterator[Named]:
+def _lines(given: str, source: str) -> Iterator[Named]:
     if not given.strip():
-        raise UserError("standard input: no text in it; give a text a line")
+        raise UserError(f"{source}: no text in it; give a text a line")
     for number, line in enumerate(given.removesuffix("\n").split("\n"), start=1):
-        where = f"standard input, line {number}"
+        where = f"{source}, line {number}"
         yield where, text(line, where) if line.strip() else ""
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
 from engine import LLM
 from selfguide.errors import UserError, nearest
-from selfguide.folder.rows import read_candidates, read_objects
+from selfguide.folder.rows import read_candidates, read_object, read_objects
 from selfguide.folder.run_folder import RunFolder
 from selfguide.method import examples_only
 from selfguide.method.expert import Expert, Unlabelled
@@ -22,14 +21,7 @@ def measured(folder: RunFolder) -> dict[str, Any]:
     Raises:
         UserError: it is damaged.
     """
-    if not folder.metrics.exists():
-        return {}
-    try:
-        return dict(json.loads(folder.metrics.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{folder.metrics}: damaged ({error}); remove it and give the run's command again"
-        ) from None
+    return read_object(folder.metrics) or {}
 
 
 def unlabelled(folder: RunFolder) -> Unlabelled:

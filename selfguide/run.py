@@ -19,7 +19,7 @@ from selfguide.estimate import estimate, show_plan
 from selfguide.folder.run_folder import RunFolder
 from selfguide.method.answering import Answerer
 from selfguide.method.synthesis import preview
-from selfguide.options import Options, parse_options, read_run_file
+from selfguide.options import Options, Resume, parse_options, read_run_file
 from selfguide.pipeline import Pipeline, prepare
 from selfguide.plan import Plan, Shapes, anew
 from selfguide.result import show_candidates, show_result, summary
@@ -69,23 +69,18 @@ def _work(options: Options, command: list[str], console: Console) -> None:
             show_candidates(found, as_json=options.as_json)
         return
     folder = RunFolder(_out(settings, task))
-    if options.resume == "always" and not folder.path.exists():
-        raise UserError(f"{folder.path}: no such run to go on with; leave out --resume always")
-    folder.require_own()
-    another = options.resume == "never" or (
-        options.resume == "if-possible" and folder.holds_another(task)
-    )
-    if options.dry_run:
-        answerer = prepared()
-        steps = anew() if another else Plan(Shapes(answerer, settings), folder).steps()
-        guess = estimate(answerer, settings, console)
-        with output_trouble_told():
-            show_plan(folder, steps, guess, as_json=options.as_json)
-        return
     with disk_trouble_told(folder.path):
+        begins_anew = _begins_anew(folder, task, options.resume)
+        if options.dry_run:
+            answerer = prepared()
+            steps = anew() if begins_anew else Plan(Shapes(answerer, settings), folder).steps()
+            guess = estimate(answerer, settings, console)
+            with output_trouble_told():
+                show_plan(folder, steps, guess, as_json=options.as_json)
+            return
         _require_free(folder)
         answerer = prepared()  # whatever is wrong with task or model shows before a file changes
-        if another and folder.path.exists():
+        if begins_anew and folder.path.exists():
             console.say(f"{folder.path} is now {folder.set_aside()}")
         with folder.lock(), console.logging(folder.log):
             pipeline = Pipeline(answerer, settings, folder, console)
@@ -128,6 +123,18 @@ def _settings(layers: Mapping[str, Mapping[str, Any]], *, classification: bool) 
         raise UserError(f"{where}: {error}") from None
     rest = [{k: v for k, v in layer.items() if k != "recipe"} for layer in layers.values()]
     return build_settings(preset, *rest, where=list(layers))
+
+
+def _begins_anew(folder: RunFolder, task: Task, resume: Resume) -> bool:
+    """Whether nothing that lies in the folder is gone on with: on request, or as another task's.
+
+    Raises:
+        UserError: there is nothing to go on with but should be, or files that no run has made.
+    """
+    if resume == "always" and not folder.path.exists():
+        raise UserError(f"{folder.path}: no such run to go on with; leave out --resume always")
+    folder.require_own()
+    return resume == "never" or (resume == "if-possible" and folder.holds_another(task))
 
 
 def _require_free(folder: RunFolder) -> None:

@@ -1,4 +1,4 @@
-"""JSON lines of a run folder: candidates (the ledger) and training pairs."""
+"""JSON and JSON lines of a run folder: objects, candidates (the ledger) and training pairs."""
 
 from __future__ import annotations
 
@@ -23,6 +23,20 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with replacing(path) as file:
         for row in rows:
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """A file's JSON object; None if there is no such file.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a JSON object ({error}); remove it") from None
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from selfguide.errors import UserError
 from selfguide.folder.manifest import Manifest
-from selfguide.folder.rows import read_candidates, read_objects
+from selfguide.folder.rows import read_candidates, read_object, read_objects
 from selfguide.method.pairs import Candidate
 
 Row = dict[str, Any]
@@ -48,10 +47,10 @@ class Run:
         return cls(
             manifest=Manifest(manifest).values,
             candidates=read_candidates(ledger) if ledger.exists() else [],
-            metrics=_json(folder / "metrics.json"),
+            metrics=read_object(folder / "metrics.json"),
             predictions=_lines(folder / "predictions.jsonl"),
             evaluation=_lines(folder / "evaluation.jsonl"),
-            expert=_json(folder / "expert.json"),
+            expert=read_object(folder / "expert.json"),
         )
 
     @property
@@ -82,15 +81,6 @@ class Run:
     def systems(self) -> dict[str, Row]:
         """What was measured, by key."""
         return {each["key"]: each for each in self.metrics["systems"]} if self.metrics else {}
-
-
-def _json(path: Path) -> Row | None:
-    if not path.exists():
-        return None
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a JSON object ({error}); remove it") from None
 
 
 def _lines(path: Path) -> list[Row]:

@@ -241,7 +241,23 @@ def test_a_text_file_is_a_text_a_line(
 ) -> None:
     (tmp_path / "mine.txt").write_text("one mauve\n\none tan\n", encoding="utf-8")
     rows = _rows(capsys, str(expert), str(tmp_path / "mine.txt"))
-    assert [row["input"] for row in rows] == ["one mauve", "one tan"]
+    assert [row["input"] for row in rows] == ["one mauve", "", "one tan"]
+    assert [bool(row["output"]) for row in rows] == [True, False, True]
+
+
+def test_many_texts_are_answered_a_part_at_a_time(
+    expert: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts = ["one tan", "", "", "one mauve", "one beige"]
+    (tmp_path / "mine.txt").write_text("\n".join(texts), encoding="utf-8")
+    given = str(expert), str(tmp_path / "mine.txt"), "--system"
+    systems = ("expert", "few_shot", "few_shot_both")
+    whole = [_rows(capsys, *given, system) for system in systems]
+    monkeypatch.setattr("selfguide.predict._AT_ONCE", 2)  # the second part has nothing to answer
+    assert [_rows(capsys, *given, system) for system in systems] == whole
 
 
 def test_an_unknown_device_is_one_line(expert: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -209,6 +209,10 @@ def test_both_spellings_of_a_flag_and_their_values_are_understood() -> None:
     assert options.as_json
 
 
+def test_empty_labels_on_the_command_line_ask_for_free_text() -> None:
+    assert parse_options(["t.yaml", "--labels", ""]).overrides == {"labels": []}
+
+
 def test_a_run_files_paths_are_relative_to_it(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("eval_file: rows.jsonl\nepochs: 2\nlabels: [a, b]\n")
@@ -221,6 +225,7 @@ def test_a_run_files_paths_are_relative_to_it(tmp_path: Path) -> None:
     ("given", "message"),
     [
         (["t.yaml", "--epoch", "3"], "unknown option --epoch (did you mean --epochs?)"),
+        (["t.yaml", "u.yaml"], "u.yaml: a run has one task, and t.yaml is given already"),
         (["t.yaml", "--preview", "0"], "expected a whole number above 0, got '0'"),
         (["t.yaml", "--resume", "perhaps"], "invalid choice: 'perhaps'"),
         ([], "required: task"),

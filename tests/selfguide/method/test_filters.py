@@ -78,6 +78,13 @@ def test_what_is_shorter_than_a_third_of_the_shortest_example_is_too_short() -> 
     assert "suggest 10 to" in (short.reason or "")
 
 
+def test_no_text_is_said_to_be_too_short_for_a_negative_length() -> None:
+    task = Task("t", "Do.", (Example("ab", "x"), Example("k" * 60, "y")))
+    one = candidate("m" * 900)
+    sift([one], INPUT_FILTERS, Context(task, Settings()))
+    assert "suggest 1 to" in (one.reason or "")
+
+
 def test_later_inputs_like_earlier_ones_are_duplicates_and_say_of_which() -> None:
     context = Context(REVIEWS, Settings())
     context.remember("A friendly waiter brought us tea.", 3)
