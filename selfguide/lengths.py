@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from selfguide.errors import UserError
 from selfguide.method.answering import Answerer
@@ -27,8 +27,10 @@ def check_lengths(answerer: Answerer, settings: Settings) -> None:
         UserError: one does not; the message names it and says how long it is.
     """
     task = answerer.task
+    # All prompts show the examples: if these are too much, the longest of them is to blame.
+    examples = sorted(task.examples, key=lambda e: len(e.input) + len(e.output), reverse=True)
     inputs = [
-        *_quoted("examples", [example.input for example in task.examples]),
+        *_quoted("examples", [example.input for example in examples]),
         *_quoted("inputs_file", task.inputs[: settings.max_candidates]),
         *_quoted("eval_file", [row.input for row in drawn(task.eval_rows, settings)]),
     ]
@@ -93,6 +95,7 @@ def _require_room(answerer: Answerer, needed: int, where: str) -> None:
         )
 
 
-def _quoted(place: str, texts: Iterable[str]) -> list[Named]:
+def _quoted(place: str, texts: Sequence[str]) -> list[Named]:
     """Texts with how they begin, by which they are found: rows may be left out or drawn."""
-    return [(f'{place}, the input "{text[:_QUOTED]}..."', text) for text in texts]
+    cut = [text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..." for text in texts]
+    return [(f'{place}, the input "{start}"', text) for start, text in zip(cut, texts, strict=True)]

@@ -285,6 +285,15 @@ def test_an_input_longer_than_the_context_is_named(
     assert "the model's context is 1024" in error
 
 
+def test_of_examples_that_are_too_long_the_longest_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    examples = [{"input": "a", "output": "A"}, {"input": "word " * 2000, "output": "B"}]
+    assert run(task_file(tmp_path, examples=examples), tmp_path / "run") == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert 'examples, the input "word word word' in error
+
+
 def test_the_report_of_a_finished_run_stands_alone(finished: tuple[Path, Path]) -> None:
     page = (finished[1] / "report.html").read_text(encoding="utf-8")
     assert "Write it in capitals." in page
