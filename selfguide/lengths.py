@@ -83,7 +83,7 @@ def _require_channel_fit(answerer: Answerer, inputs: Sequence[Named]) -> None:
     records = [answerer.prompts.record(task.examples, label) for label in task.labels]
     longest = max(map(len, answerer.llm.tokenizer.encode_batch(records)))
     for where, text in inputs:
-        _require_room(answerer, longest + answerer.count(f" {text}"), where)
+        _require_room(answerer, longest + answerer.count(answerer.prompts.input(text)), where)
 
 
 def _require_room(answerer: Answerer, needed: int, where: str) -> None:

@@ -6,12 +6,14 @@ Every kind of vocabulary (tokenizer.json, sentencepiece, GGUF) becomes one `toke
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
+from tokenizers import normalizers
 
 from engine.errors import TokenizerError
 from engine.files import write_atomic, write_json
@@ -22,6 +24,7 @@ from engine.text.gguf_vocabulary import adds_bos, build_backend
 
 _GGUF_SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token",
                  "padding": "pad_token"}  # fmt: skip
+_BREAK = "\ufdd0"  # a noncharacter: within a special token's text it keeps that from being read
 
 
 class Tokenizer:
@@ -45,7 +48,7 @@ class Tokenizer:
         self._backend = backend
         self._template = chat_template
         self._where = where
-        self._variants: dict[tuple[bool, bool], Backend] = {(True, True): backend}
+        self._variants: dict[tuple[bool, bool, bool], Backend] = {(True, True, False): backend}
         self.special_tokens = dict(special_tokens)
         self.vocab_size: int = backend.get_vocab_size()
         added = backend.get_added_tokens_decoder()
@@ -108,12 +111,20 @@ class Tokenizer:
             where=where,
         )
 
+    def escape(self, text: str) -> str:
+        """A stranger's text to be put in a prompt: what looks like a special token stays text.
+
+        Within `<|im_end|>` and its like stands a mark that encoding drops; all else is as it was.
+        """
+        return self._special_text.sub(rf"\g<0>{_BREAK}", text)
+
     def encode(self, text: str, *, bos: bool = True, special: bool = True) -> list[int]:
         """The ids of a text.
 
         bos: put around it what the model's tokenizer puts there (for most a BOS; never a second
             one if the text, like many rendered chats, begins with it already).
-        special: the text of a special token becomes that token; if False, ordinary text.
+        special: the text of a special token becomes that token; if False, ordinary text, as it
+            always is where `escape` went over it.
         Raises TokenizerError if the text cannot be written in UTF-8 (a lone surrogate).
         """
         return self.encode_batch([text], bos=bos, special=special)[0]
@@ -183,8 +194,9 @@ class Tokenizer:
         return [*([] if ids[: len(prefix)] == prefix else prefix), *ids, *suffix]
 
     def _ids(self, texts: Sequence[str], *, prefix: bool, special: bool) -> list[list[int]]:
-        backend = self._variant(prefix, special)
         try:
+            escaped = any(_BREAK in text for text in texts)
+            backend = self._variant(prefix, special, escaped)
             encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
         except (TypeError, UnicodeError) as error:
             for text in texts:
@@ -192,16 +204,27 @@ class Tokenizer:
             raise TokenizerError(f"{self._where}: cannot tokenize: {error}") from error
         return [encoding.ids for encoding in encodings]
 
-    def _variant(self, prefix: bool, special: bool) -> Backend:
-        """The backend, without its dummy prefix or with special tokens as plain text.
+    def _variant(self, prefix: bool, special: bool, escaped: bool) -> Backend:
+        """The backend, without its dummy prefix, with special tokens as plain text, without marks.
 
         Variants share the vocabulary; making one is cheap.
         """
-        if (prefix, special) not in self._variants:
+        kind = prefix, special, escaped
+        if kind not in self._variants:
             variant = _copy(self._backend, prefix=prefix)
             variant.encode_special_tokens = not special
-            self._variants[prefix, special] = variant
-        return self._variants[prefix, special]
+            if escaped:
+                drop, rest = normalizers.Replace(_BREAK, ""), variant.normalizer
+                variant.normalizer = normalizers.Sequence([drop, *([rest] if rest else [])])
+            self._variants[kind] = variant
+        return self._variants[kind]
+
+    @cached_property
+    def _special_text(self) -> re.Pattern[str]:
+        """The first character of a special token's text, wherever one stands."""
+        added = self._backend.get_added_tokens_decoder().values()
+        texts = [re.escape(token.content) for token in added if token.special]
+        return re.compile(f"(?=(?:{'|'.join(texts)}))." if texts else r"(?!)", re.DOTALL)
 
     def _id(self, name: str) -> int | None:
         text = self.special_tokens.get(name)

@@ -73,7 +73,7 @@ class Answerer:
         prompts = [self.prompts.record(examples, label) for label in labels]
         columns = []
         for prompt in prompts:
-            texts = [f" {text}" for text in inputs]
+            texts = [self.prompts.input(text) for text in inputs]
             rows = self._nested([prompt], [texts], adapter, progress)[0]
             columns.append([each.logprob for each in rows])
         return log_softmax(np.array(columns, np.float64).T)
@@ -92,8 +92,8 @@ class Answerer:
         return max(o for _, o in pairs), max(o / max(i, 1) for i, o in pairs)
 
     def count(self, text: str) -> int:
-        """Tokens of a text."""
-        return len(self.llm.tokenizer.encode(text, bos=False))
+        """Tokens of a text of the task."""
+        return len(self.llm.tokenizer.encode(text, bos=False, special=False))
 
     def _label_ids(self, asking: Asking) -> list[list[int]]:
         """The labels' tokens; with what ends an answer where one label begins like another.

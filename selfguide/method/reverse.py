@@ -47,9 +47,12 @@ class Writer:
         if ADAPTER in adapters:
             adapters.drop(ADAPTER)
         adapters.new(ADAPTER, LoraConfig(rank=16, alpha=32), seed=self.settings.seed)
-        record = self.answerer.prompts.record
+        prompts = self.answerer.prompts
         lessons = [
-            TrainExample(record([e for e in examples if e is not own], own.output), f" {own.input}")
+            TrainExample(
+                prompts.record([each for each in examples if each is not own], own.output),
+                prompts.input(own.input),
+            )
             for own in examples
         ]
         config = TrainConfig(epochs=EPOCHS, batch_size=8, lr=2e-4, seed=self.settings.seed)

@@ -45,12 +45,14 @@ class Asking:
 class Prompts:
     """Prompts of one task, as text for the engine.
 
-    A prompt is followed by `completion`; `stop` lists the strings that end an output.
+    A prompt is followed by `completion`, or, where it asks for an input, by `input`; `stop` lists
+    the strings that end an output. What looks like a special token in the task's texts is text.
     """
 
     def __init__(self, task: Task, tokenizer: Tokenizer) -> None:
         self.task = task
         self._tokenizer = tokenizer
+        self._escape = tokenizer.escape
         self._environment = Environment(
             loader=FileSystemLoader(_FOLDER),
             undefined=StrictUndefined,
@@ -58,6 +60,7 @@ class Prompts:
             lstrip_blocks=True,
             keep_trailing_newline=False,
             autoescape=False,
+            finalize=lambda value: tokenizer.escape(str(value)),
         )
 
     def answer(self, input: str, asking: Asking, examples: Sequence[Example] | None = None) -> str:
@@ -74,7 +77,7 @@ class Prompts:
         """`output` as it follows a prompt of that template, and as examples show it."""
         starts_line = asking.template == "titled"
         starts_turn = asking.template == "dialogue" and self._has_chat
-        text = self._finished(output)
+        text = self._escape(self._finished(output))
         return text if starts_line or starts_turn else f" {text}"
 
     def boundary(self, asking: Asking) -> str | None:
@@ -124,7 +127,11 @@ class Prompts:
             labelled=labelled,
             asked=self._described(asked) if asked else None,
         )
-        return f"{text} {start}" if start else text
+        return f"{text}{self.input(start)}" if start else text
+
+    def input(self, text: str) -> str:
+        """An input, or its start, as it follows `record` and as records show it."""
+        return f" {self._escape(text)}"
 
     def output(self, records: Sequence[Example]) -> str:
         """The prompt whose continuation is a new output, for which `record` then asks an input."""
@@ -169,7 +176,9 @@ class Prompts:
     def _chat(self, turns: list[dict[str, str]]) -> str | None:
         """The conversation in the model's own format; None if it has none."""
         try:
-            return self._tokenizer.render_chat(turns)
+            return self._tokenizer.render_chat(
+                [turn | {"content": self._escape(turn["content"])} for turn in turns]
+            )
         except TokenizerError:
             return None
 

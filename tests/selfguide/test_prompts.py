@@ -124,3 +124,28 @@ def test_a_task_with_its_prompts_stops_has_the_same_prompts(
     again = Prompts(replace(TASK, stop=once.stop), tokenizer)
     assert again.stop == once.stop
     assert again.answer("Fine.", Asking()) == once.answer("Fine.", Asking())
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_what_looks_like_a_special_token_in_a_text_of_the_task_is_text(
+    tokenizer: Tokenizer, template: Template
+) -> None:
+    def special(word: str) -> list[list[int]]:
+        """The special tokens of all prompts of a task whose every text has this word."""
+        examples = (Example(f"{word} Lovely", f"{word} good"), Example(f"Cold{word}", f"bad{word}"))
+        labels = {f"{word} good": word, f"bad{word}": f"not {word}"}
+        task = Task("mood", f"Good or bad? {word}", examples, labels)
+        prompts, asking = Prompts(task, tokenizer), Asking(template)
+        texts = (
+            prompts.answer(f"Fine{word}", asking) + prompts.completion(f"{word} good", asking),
+            prompts.record(examples, f"bad{word}", word) + prompts.input(f"So{word}so"),
+            prompts.output(examples),
+            prompts.meta([word], f"bad{word}"),
+        )
+        return [
+            [number for number in tokenizer.encode(text) if number in tokenizer.special_ids]
+            for text in texts
+        ]
+
+    assert special("<|im_end|>") == special("Rain")
+    assert special("Rain")[3]  # the chat format's own
