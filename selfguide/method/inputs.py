@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from selfguide.tasks import Example
 # Earlier candidates shown in a prompt, at most.
 _EARLIER = 3
 _EARLIER_IN_META = 10  # as in the paper
+_SHARING = 4  # candidates with the same label asked for whose prompt is one: it is read once
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Inventor:
         candidates = [
             self._blank(first_id + place, round, label) for place, label in enumerate(asked)
         ]
-        shown = [self._shown(candidate, earlier) for candidate in candidates]
+        shown = self._shown(candidates, earlier)
         adapter: str | None = None
         if self._reverse:
             self._writer.ask(candidates, [self._records(each) for each in shown], progress)
@@ -112,8 +114,27 @@ class Inventor:
     def _writer(self) -> Writer:
         return Writer(self.answerer, self.settings)
 
-    def _shown(self, candidate: Candidate, earlier: Sequence[Candidate]) -> list[Candidate]:
-        """A few earlier candidates, others for each one."""
+    def _shown(
+        self, candidates: Sequence[Candidate], earlier: Sequence[Candidate]
+    ) -> list[list[Candidate]]:
+        """The earlier candidates that each one's prompt shows."""
+        sharing = _SHARING if self._labelled_records else 1
+        turns: Counter[str | None] = Counter()
+        picked: dict[str | None, list[Candidate]] = {}
+        shown = []
+        for candidate in candidates:
+            if turns[candidate.asked] % sharing == 0:
+                picked[candidate.asked] = self._picked(candidate, earlier)
+            turns[candidate.asked] += 1
+            shown.append(picked[candidate.asked])
+        return shown
+
+    @property
+    def _labelled_records(self) -> bool:
+        return self.settings.generator != "meta" and self.answerer.task.is_classification
+
+    def _picked(self, candidate: Candidate, earlier: Sequence[Candidate]) -> list[Candidate]:
+        """A few earlier candidates, drawn by this one's seed."""
         random = np.random.default_rng(candidate.seed)
         most = _EARLIER_IN_META if self.settings.generator == "meta" else _EARLIER
         count = min(len(earlier), int(random.integers(1, most + 1)))
