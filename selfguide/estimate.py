@@ -82,7 +82,7 @@ def estimate(answerer: Answerer, settings: Settings, stopping: Observer) -> Esti
     return Estimate(
         least=writer + candidate * least,
         most=writer + candidate * settings.max_candidates,
-        finetune=pair * (settings.pairs + examples) * settings.epochs + early,
+        finetune=pair * (settings.pairs + examples) * settings.epochs * settings.trainings + early,
         evaluate=evaluation + of_examples - early,
         loaded=watch.peak_mib,
         training=watch.peak_mib + _activations(answerer, settings),
@@ -161,7 +161,7 @@ def _needs(way: Answering) -> list[tuple[str, object, bool]]:
 def _evaluation(answerer: Answerer, settings: Settings, bias_rows: int, quiet: Observer) -> float:
     """Of all systems on all rows; without rows of the user's on the examples in turn as well."""
     task, costs = answerer.task, _Costs.measured(answerer, settings, quiet)
-    rows = len(task.eval_rows) or round(held_out_share(task) * settings.pairs)
+    rows = len(task.eval_rows) or round(held_out_share(task, settings) * settings.pairs)
     rows = rows if settings.limit is None else min(rows, settings.limit)
     systems = _systems(answerer, settings)
     total = costs.of(_ways(systems), rows, bias_rows)

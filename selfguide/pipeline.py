@@ -215,7 +215,8 @@ class Pipeline:
             )
         lr = learning_rate(self.answerer, self.settings)
         about = {"pairs": len(training), "lr": lr, "warnings": list(warnings)}
-        record = {**asdict(made.training), **about, **watch.values}
+        trainings = [asdict(each) for each in made.trainings]
+        record = {"trainings": trainings, **about, **watch.values}
         names = [self.folder.adapter.name, self.folder.expert.name]
         self.folder.publish("finetune", place, names, stage_record(shape, record))
         self._done("finetune", watch)

@@ -11,13 +11,14 @@ from selfguide.errors import UserError
 from selfguide.folder.manifest import Shape, file_hash
 from selfguide.folder.run_folder import RunFolder
 from selfguide.method.answering import Answerer
+from selfguide.method.finetune import begun
 from selfguide.recall import unlabelled
 from selfguide.settings import Settings, stage_settings
 
 Action = Literal["reuse", "resume", "run"]
 
-# These say how much is made, not what: candidates are the same whatever they are.
-_LEDGER_INDEPENDENT = ("at_least", "max_candidates")
+# These say how much is made, or what becomes of it: candidates are the same whatever they are.
+_LEDGER_INDEPENDENT = ("at_least", "max_candidates", "patience")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Shapes:
         data: dict[str, Any] = {
             "dataset": file_hash(folder.dataset),
             "held_out": file_hash(folder.held_out),
+            "patience": self._settings.patience,
         }
         values = stage_settings(self._settings, "finetune")
         if self._settings.decision == "bias_removed":
@@ -136,7 +138,7 @@ class Plan:
     def finetune(self) -> Step:
         shape = self.shapes.finetune(self.folder)
         place = self.folder.workplace("finetune", shape.fingerprint)
-        return self._step("finetune", shape, resumable=(place / "checkpoint").exists())
+        return self._step("finetune", shape, resumable=begun(place))
 
     def evaluate(self) -> Step:
         shape = self.shapes.evaluate(self.folder)

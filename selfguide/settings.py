@@ -106,6 +106,13 @@ class Settings:
         "zero_shot", "finetune", "the expert's own prompt: instruction alone, or with the examples"
     )
     epochs: int = _key(5, "finetune", "passes over the training pairs", low=1, high=1000)
+    trainings: int = _key(
+        1,
+        "finetune",
+        "trainings, from other initial weights each, whose mean is the expert; 3 with labels",
+        low=1,
+        high=64,
+    )
     lr: float | None = _key(
         None,
         "finetune",
@@ -131,8 +138,8 @@ class Settings:
     )
     patience: int | None = _key(
         None,
-        "finetune",
-        "stop after so many passes without a better loss on held-out pairs; none: never",
+        "synthesis",
+        "stop after so many passes without a better loss on pairs held out for that; none: never",
         low=1,
     )
     decision: Literal["auto", "direct", "bias_removed", "channel", "greedy"] = _key(
@@ -172,6 +179,8 @@ _FREE_TEXT: Mapping[str, Any] = {
     "examples_share": 0.25,
 }
 
+_LABELS: Mapping[str, Any] = {"trainings": 3}
+
 RECIPES = ("default", "paper")
 
 
@@ -193,7 +202,7 @@ def recipe(name: str, *, classification: bool) -> dict[str, Any]:
     if name not in RECIPES:
         raise UserError(f"recipe: {name} is none of {', '.join(RECIPES)}{nearest(name, RECIPES)}")
     if name == "default":
-        return {} if classification else dict(_FREE_TEXT)
+        return dict(_LABELS if classification else _FREE_TEXT)
     return {**_PAPER, "temperature": 0.6 if classification else 1.0}
 
 

@@ -17,7 +17,7 @@ from selfguide.observer import Observer
 from selfguide.settings import Settings
 from selfguide.tasks import Task
 
-_HELD_OUT = 0.1  # share of the synthetic pairs that is not trained on
+_HELD_OUT_TO_STOP = 0.1  # share of the synthetic pairs that is kept from training, to end it by
 _HELD_OUT_TO_JUDGE = 0.25  # the same where no evaluation rows judge the expert, ...
 _ENOUGH_TO_JUDGE = 12  # ... or so many, if they are a third at most
 _FEWEST_TO_SPLIT = 20  # pairs below which all are trained on
@@ -25,9 +25,11 @@ _LOPSIDED = 2  # a label may have so many times the pairs of the rarest one
 _SPLITTING = 2  # a salt
 
 
-def held_out_share(task: Task) -> float:
-    """The share of the synthetic pairs kept from training: more where they judge the expert."""
-    return _HELD_OUT if task.eval_rows else _HELD_OUT_TO_JUDGE
+def held_out_share(task: Task, settings: Settings) -> float:
+    """The share of the synthetic pairs kept from training: where something wants them."""
+    if not task.eval_rows:
+        return _HELD_OUT_TO_JUDGE
+    return 0.0 if settings.patience is None else _HELD_OUT_TO_STOP
 
 
 def label_quota(task: Task, settings: Settings) -> int:
@@ -133,15 +135,21 @@ class Choice:
             )
 
     def held_out(self, kept: Sequence[Candidate]) -> list[int]:
-        """Ids of those that are not trained on, drawn by the seed."""
+        """Ids of those that are not trained on, drawn by the seed, of each label as large a share.
+
+        A label with fewer pairs than others would be answered less often.
+        """
         if len(kept) < _FEWEST_TO_SPLIT:
             return []
-        random = np.random.default_rng(mix(self._settings.seed, _SPLITTING))
-        ids = [candidate.id for candidate in kept]
-        count = round(held_out_share(self._task) * len(ids))
+        count = round(held_out_share(self._task, self._settings) * len(kept))
         if not self._task.eval_rows:
-            count = max(count, min(_ENOUGH_TO_JUDGE, len(ids) // 3))
-        return sorted(random.choice(ids, count, replace=False).tolist())
+            count = max(count, min(_ENOUGH_TO_JUDGE, len(kept) // 3))
+        random = np.random.default_rng(mix(self._settings.seed, _SPLITTING))
+        kinds: dict[str | None, list[int]] = defaultdict(list)
+        for at in random.permutation(len(kept)):
+            kinds[kept[at].output if self._task.labels else None].append(kept[at].id)
+        turns = [(i / len(ids), id) for ids in kinds.values() for i, id in enumerate(ids, start=1)]
+        return sorted(id for _, id in sorted(turns)[:count])
 
     def _warn(self, line: str) -> None:
         self.warnings.append(line)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.files import write_atomic
 from selfguide.method.answering import Answerer
-from selfguide.method.lessons import Lesson, lesson_fingerprint, teach
+from selfguide.method.lessons import Lesson, taught
 from selfguide.method.pairs import Pair
 from selfguide.observer import Observer
 from selfguide.prompts import Asking
@@ -18,8 +17,6 @@ ADAPTER = "examples_only"
 # 20 and 40 passes: review_sentiment 62, 85, 83 (label scores); support_topic 52, 75, 75 (bias
 # removed).
 EPOCHS = 20
-
-_MARK = "lesson.txt"  # what the adapter beside it was taught; written last
 
 
 def examples_only(
@@ -33,16 +30,5 @@ def examples_only(
     asking = Asking(settings.template, settings.prompt == "few_shot", ADAPTER)
     pairs = [Pair(each.input, each.output, "example") for each in answerer.task.examples]
     lesson = Lesson(ADAPTER, asking, pairs, (), EPOCHS)
-    place, adapters = folder / ADAPTER, answerer.llm.adapters
-    fingerprint = lesson_fingerprint(answerer, settings, lesson)
-    mark = place / _MARK
-    if mark.exists() and mark.read_text(encoding="ascii") == fingerprint:
-        if ADAPTER in adapters:
-            adapters.drop(ADAPTER)
-        adapters.load(place, ADAPTER)
-        return asking
-    mark.unlink(missing_ok=True)
-    teach(answerer, settings, lesson, observer)
-    adapters.save(ADAPTER, place)
-    write_atomic(mark, fingerprint.encode("ascii"))
+    taught(answerer, settings, lesson, folder, observer)
     return asking

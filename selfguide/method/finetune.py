@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine import TrainResult
+from engine.adapters.collection import Adapters
 from selfguide.errors import UserError
 from selfguide.method import examples_only
 from selfguide.method.answering import Answerer, Decision
 from selfguide.method.expert import ADAPTER, Expert, Unlabelled, Way, estimate_bias
-from selfguide.method.lessons import Lesson, teach
+from selfguide.method.lessons import Lesson, taught
 from selfguide.method.pairs import Pair
 from selfguide.observer import Observer
 from selfguide.prompts import Asking
 from selfguide.settings import Settings
 from selfguide.tasks import Task
 
-_OF_PAIRS = "pairs"  # name of what the pairs taught, while it is blended
+_CHECKPOINT, _PARTS = "checkpoint", "parts"  # folders of an unfinished training
 
 
 @dataclass(frozen=True)
 class Finetuned:
-    """The expert and how its training went."""
+    """The expert, and how each training on the pairs went."""
 
     expert: Expert
-    training: TrainResult
+    trainings: list[TrainResult]
 
 
 def finetune(
@@ -48,8 +49,8 @@ def finetune(
         training: pairs to learn, the user's examples among them.
         held_out: pairs that tell when to stop; without any, all epochs are run.
         unlabelled: inputs for the label bias.
-        folder: gets `adapter/` and `expert.json`; meanwhile `checkpoint/`, from which the same call
-            goes on exactly.
+        folder: gets `adapter/` and `expert.json`; meanwhile what the same call goes on from
+            exactly.
         cache: keeps the adapter of the examples alone.
         observer: sees progress, and may stop the training after a checkpoint.
 
@@ -60,33 +61,55 @@ def finetune(
     """
     asking = Asking(settings.template, settings.prompt == "few_shot", ADAPTER)
     decision = choose_decision(settings, answerer.task)
-    lesson = Lesson(ADAPTER, asking, training, held_out, settings.epochs)
-    result = teach(answerer, settings, lesson, observer, folder / "checkpoint")
+    adapters, count = answerer.llm.adapters, settings.trainings
+    shares: dict[str, float] = {}
+    trainings = []
+    for draw in range(count):
+        name = f"{ADAPTER}-{draw + 1}"
+        lesson = Lesson(
+            name,
+            replace(asking, adapter=name),
+            training,
+            held_out,
+            settings.epochs,
+            draw,
+            title=f"{ADAPTER}, {draw + 1} of {count}" if count > 1 else ADAPTER,
+        )
+        parts, checkpoint = folder / _PARTS, folder / _CHECKPOINT
+        trainings.append(taught(answerer, settings, lesson, parts, observer, checkpoint))
+        shares[name] = (1 - settings.examples_share) / count
     if settings.examples_share:
-        _blend(answerer, settings, cache, observer)
-    answerer.llm.adapters.save(ADAPTER, folder / "adapter")
+        examples_only.examples_only(answerer, settings, cache, observer)
+        shares[examples_only.ADAPTER] = settings.examples_share
+    _blend(adapters, shares)
+    adapters.save(ADAPTER, folder / "adapter")
     bias: dict[str, float] = {}
     if decision == "bias_removed":
         watch = observer.watch("estimating the label bias")
         bias = estimate_bias(answerer, asking, unlabelled, settings.seed, watch)
     expert = Expert.of(answerer, Way(asking, decision, bias), settings.model)
     expert.save(folder)
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-    return Finetuned(expert, result)
+    for name in (_CHECKPOINT, _PARTS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return Finetuned(expert, trainings)
 
 
-def _blend(answerer: Answerer, settings: Settings, cache: Path, observer: Observer) -> None:
-    """Makes the expert a mean of what the pairs and what the examples alone taught.
+def begun(folder: Path) -> bool:
+    """Whether a training in that folder was cut short, and can go on."""
+    return any((folder / name).exists() for name in (_CHECKPOINT, _PARTS))
+
+
+def _blend(adapters: Adapters, shares: Mapping[str, float]) -> None:
+    """Makes the expert a weighted mean of adapters, of which all but the examples' are dropped.
 
     The mean of updates that start from the same weights is often better than each (model soups,
-    arXiv 2203.05482): what the pairs got wrong is not in the other.
+    arXiv 2203.05482): what one got wrong by chance is not in the others.
     """
-    adapters, share = answerer.llm.adapters, settings.examples_share
-    examples_only.examples_only(answerer, settings, cache, observer)
-    adapters.copy(ADAPTER, _OF_PAIRS)
-    adapters.drop(ADAPTER)
-    adapters.stack({_OF_PAIRS: 1 - share, examples_only.ADAPTER: share}, ADAPTER)
-    adapters.drop(_OF_PAIRS)
+    if ADAPTER in adapters:
+        adapters.drop(ADAPTER)
+    adapters.stack(shares, ADAPTER)
+    for name in shares.keys() - {examples_only.ADAPTER}:
+        adapters.drop(name)
 
 
 def choose_decision(settings: Settings, task: Task) -> Decision:

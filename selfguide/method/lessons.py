@@ -8,9 +8,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from engine import LoraConfig, TrainConfig, TrainExample, TrainProgress, TrainResult
+from engine.files import write_json
+from engine.seeds import mix
 from engine.training.config import Progress
+from selfguide.folder.rows import read_object
 from selfguide.method.answering import Answerer
 from selfguide.method.pairs import Pair
 from selfguide.observer import Observer
@@ -29,6 +33,8 @@ _MICRO_BATCH_TOKENS = {"cpu": 1024}
 # Qwen2.5-0.5B (896) is the worse for it (docs/LOG.md); none between them was measured.
 _NARROW = 768
 
+_MARK = "lesson.json"  # what the adapter beside it was taught, and how that went; written last
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -40,6 +46,8 @@ class Lesson:
         pairs: to learn.
         held_out: to stop by; may be empty.
         epochs: passes over `pairs`, at most.
+        draw: of initial weights and of the pairs' order; the run's seed decides each.
+        title: what progress calls the adapter; None: by its name.
     """
 
     name: str
@@ -47,6 +55,8 @@ class Lesson:
     pairs: Sequence[Pair]
     held_out: Sequence[Pair]
     epochs: int
+    draw: int = 0
+    title: str | None = None
 
 
 def teach(
@@ -73,14 +83,46 @@ def teach(
         config = TrainConfig(**{**asdict(config), "checkpoint_dir": place})
     if lesson.name in llm.adapters:
         llm.adapters.drop(lesson.name)
-    llm.adapters.new(lesson.name, lora, seed=settings.seed)
+    llm.adapters.new(lesson.name, lora, seed=config.seed)
     return llm.train(
         training_examples(answerer, settings, lesson.asking, lesson.pairs),
         config,
         adapter=lesson.name,
         eval_examples=training_examples(answerer, settings, lesson.asking, lesson.held_out),
-        progress=_stoppable(observer, f"training {lesson.name}", config.checkpoint_every),
+        progress=_stoppable(
+            observer, f"training {lesson.title or lesson.name}", config.checkpoint_every
+        ),
     )
+
+
+def taught(
+    answerer: Answerer,
+    settings: Settings,
+    lesson: Lesson,
+    folder: Path,
+    observer: Observer,
+    checkpoint: Path | None = None,
+) -> TrainResult:
+    """Puts a lesson's adapter into `llm.adapters`: from `folder`, or by `teach`, and then keeps it.
+
+    Args:
+        answerer, settings, lesson, observer, checkpoint: as of `teach`.
+        folder: holds `NAME/`, the adapter, with a mark that says what it was taught.
+    """
+    place, adapters = folder / lesson.name, answerer.llm.adapters
+    mark = place / _MARK
+    fingerprint = lesson_fingerprint(answerer, settings, lesson)
+    known = read_object(mark) or {}
+    if known.get("lesson") == fingerprint:
+        if lesson.name in adapters:
+            adapters.drop(lesson.name)
+        adapters.load(place, lesson.name)
+        return _result(known["training"])
+    mark.unlink(missing_ok=True)
+    result = teach(answerer, settings, lesson, observer, checkpoint)
+    adapters.save(lesson.name, place)
+    write_json(mark, {"lesson": fingerprint, "training": asdict(result)})
+    return result
 
 
 def lesson_fingerprint(answerer: Answerer, settings: Settings, lesson: Lesson) -> str:
@@ -126,6 +168,12 @@ def learning_rate(answerer: Answerer, settings: Settings) -> float:
     return 1e-3 if answerer.task.is_classification else 5e-4
 
 
+def _result(values: dict[str, Any]) -> TrainResult:
+    """A training's result, as JSON holds it."""
+    evaluated = tuple((int(step), float(loss)) for step, loss in values["eval_losses"])
+    return TrainResult(**{**values, "losses": tuple(values["losses"]), "eval_losses": evaluated})
+
+
 def _config(answerer: Answerer, settings: Settings, lesson: Lesson) -> TrainConfig:
     kind = answerer.llm.model.device.type
     return TrainConfig(
@@ -134,7 +182,7 @@ def _config(answerer: Answerer, settings: Settings, lesson: Lesson) -> TrainConf
         lr=learning_rate(answerer, settings),
         label_smoothing=settings.label_smoothing,
         patience=settings.patience if lesson.held_out else None,
-        seed=settings.seed,
+        seed=mix(settings.seed, lesson.draw) if lesson.draw else settings.seed,
         micro_batch_tokens=_MICRO_BATCH_TOKENS.get(kind),
         checkpoint_every=_CHECKPOINT_EVERY.get(kind, _CHECKPOINT_EVERY_ELSEWHERE),
     )

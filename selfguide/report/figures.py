@@ -136,11 +136,13 @@ class Curve:
     """The training's losses as points `x,y` in a square of 100 by 100, y downwards.
 
     Args:
+        trainings: how many there were, of which this is the first.
         steps: each step's loss; `smooth`: its running mean; `held_out`: the evaluations.
         best: x of the step whose weights were kept.
         x_ticks, y_ticks: the axes.
     """
 
+    trainings: int
     steps: str
     smooth: str
     held_out: list[tuple[float, float]]
@@ -151,11 +153,13 @@ class Curve:
 
 
 def loss_curve(stage: Row | None) -> Curve | None:
-    """From the finetune stage's `losses`, `eval_losses` ((step, loss) rows) and `best_step`."""
-    losses = [float(loss) for loss in (stage or {}).get("losses") or ()]
-    if not stage or not losses:
+    """From the first of the finetune stage's `trainings`; None if there is nothing to show."""
+    trainings = (stage or {}).get("trainings") or [{}]
+    first = trainings[0]
+    losses = [float(loss) for loss in first.get("losses") or ()]
+    if not losses:
         return None
-    evaluated = [(int(step), float(loss)) for step, loss in stage.get("eval_losses") or ()]
+    evaluated = [(int(step), float(loss)) for step, loss in first.get("eval_losses") or ()]
     finite = [loss for loss in (*losses, *(each for _, each in evaluated)) if math.isfinite(loss)]
     ticks = _round_ticks(max(finite, default=1.0))
     last, top = len(losses), ticks[-1]
@@ -164,9 +168,10 @@ def loss_curve(stage: Row | None) -> Curve | None:
         shown = min(loss, top) if math.isfinite(loss) else top
         return round(100 * step / last, 2), round(100 - 100 * shown / top, 2)
 
-    best = stage.get("best_step")
+    best = first.get("best_step")
     numbered = list(enumerate(losses, 1))
     return Curve(
+        trainings=len(trainings),
         steps=_path([point(step, loss) for step, loss in numbered]),
         smooth=_path([point(step, loss) for step, loss in enumerate(_running_mean(losses), 1)]),
         held_out=[point(step, loss) for step, loss in evaluated],

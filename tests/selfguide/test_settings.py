@@ -43,7 +43,7 @@ def test_the_papers_recipe() -> None:
         assert settings.min_agreement == 0.3
         assert (settings.prompt, settings.epochs, settings.decision) == ("few_shot", 3, "greedy")
         assert "round_trip" not in settings.filters
-    assert build_settings(recipe("default", classification=True), where=[]) == Settings()
+    assert build_settings(recipe("default", classification=True), where=[]) == Settings(trainings=3)
 
 
 @pytest.mark.parametrize(

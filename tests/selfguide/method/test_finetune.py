@@ -12,7 +12,8 @@ import torch
 
 from selfguide.errors import Interrupted, UserError
 from selfguide.method import examples_only
-from selfguide.method.finetune import choose_decision, finetune
+from selfguide.method.expert import ADAPTER
+from selfguide.method.finetune import begun, choose_decision, finetune
 from selfguide.method.lessons import learning_rate, training_examples
 from selfguide.observer import Silent
 from selfguide.prompts import Asking
@@ -37,8 +38,8 @@ def test_an_expert_is_made(tmp_path: Path) -> None:
     done = finetune(
         asked, settings, pairs(CLASSES), [], unlabelled(), tmp_path, tmp_path / "cache", Silent()
     )
-    assert done.training.steps == 2 * 6
-    assert done.training.losses[-1] < done.training.losses[0]
+    assert done.trainings[0].steps == 2 * 6
+    assert done.trainings[0].losses[-1] < done.trainings[0].losses[0]
     assert (tmp_path / "adapter" / "adapter_config.json").exists()
     assert not (tmp_path / "checkpoint").exists()
     assert set(done.expert.way.bias) == {"even", "odd"}
@@ -74,10 +75,49 @@ def test_stopped_after_a_checkpoint_it_goes_on_exactly(tmp_path: Path) -> None:
     done = finetune(resumed, *data, tmp_path / "parts", tmp_path / "cache", observer)
     assert watched[0] == 11
     assert torch.equal(values(resumed.llm), values(whole.llm))
-    assert done.training.losses == expected.training.losses
+    assert done.trainings[0].losses == expected.trainings[0].losses
     assert done.expert == expected.expert
     for name in ("expert.json", "adapter/adapter_model.safetensors"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("stopped_at", [1, 4, 6])
+def test_what_was_stopped_among_several_trainings_goes_on_exactly(
+    stopped_at: int, tmp_path: Path
+) -> None:
+    """Each training has two pause points."""
+    settings = replace(QUICK, trainings=3)
+    data, cache = (settings, pairs(CLASSES), [], unlabelled()), tmp_path / "cache"
+    whole, stopped, resumed = answerer(CLASSES), answerer(CLASSES), answerer(CLASSES)
+    expected = finetune(whole, *data, tmp_path / "a", cache, Silent())
+    with pytest.raises(Interrupted):
+        finetune(stopped, *data, tmp_path / "b", cache, Stopping(stopped_at))
+    assert begun(tmp_path / "b")
+    observer = Stopping()
+    done = finetune(resumed, *data, tmp_path / "b", cache, observer)
+    left = [f"training expert, {draw} of 3" for draw in (1, 2, 3)][(stopped_at - 1) // 2 :]
+    assert observer.watched == left
+    assert torch.equal(values(resumed.llm), values(whole.llm))
+    assert [each.losses for each in done.trainings] == [each.losses for each in expected.trainings]
+    assert not begun(tmp_path / "b")
+
+
+def test_an_expert_is_the_mean_of_its_trainings(tmp_path: Path) -> None:
+    asked, data = answerer(CLASSES), (pairs(CLASSES), [], unlabelled())
+    cache, adapters = tmp_path / "cache", asked.llm.adapters
+    finetune(asked, replace(QUICK, trainings=1), *data, tmp_path / "a", cache, Silent())
+    first = adapters.copy(ADAPTER, "first").pairs
+    done = finetune(asked, replace(QUICK, trainings=2), *data, tmp_path / "b", cache, Silent())
+    assert done.trainings[0].losses != done.trainings[1].losses
+    assert set(adapters) == {ADAPTER, "first"}
+    for key, update in adapters[ADAPTER].pairs.items():
+        rank = first[key].rank
+        assert update.rank == 2 * rank
+        whole = update.scale * update.b @ update.a
+        other = update.scale * update.b[:, rank:] @ update.a[rank:]
+        part = 0.5 * first[key].scale * first[key].b @ first[key].a
+        torch.testing.assert_close(whole - other, part)
+        assert not torch.allclose(other, part)
 
 
 def test_a_checkpoint_of_other_settings_is_left_behind(tmp_path: Path) -> None:
@@ -88,14 +128,14 @@ def test_a_checkpoint_of_other_settings_is_left_behind(tmp_path: Path) -> None:
     done = finetune(answerer(CLASSES), fresh, *data, tmp_path, tmp_path / "cache", Silent())
     shutil.rmtree(tmp_path)
     again = finetune(answerer(CLASSES), fresh, *data, tmp_path, tmp_path / "cache", Silent())
-    assert done.training.losses == again.training.losses
+    assert done.trainings[0].losses == again.trainings[0].losses
 
 
 def test_training_again_in_one_process_starts_anew(tmp_path: Path) -> None:
     asked = answerer(FREE)
     data = (QUICK, pairs(FREE, 4), [], [], tmp_path, tmp_path / "cache", Silent())
-    first = finetune(asked, *data).training.losses
-    assert finetune(asked, *data).training.losses == first
+    first = finetune(asked, *data).trainings[0].losses
+    assert finetune(asked, *data).trainings[0].losses == first
 
 
 def test_an_example_is_not_shown_in_its_own_prompt() -> None:
@@ -120,8 +160,8 @@ def test_it_stops_early_by_the_held_out_pairs(tmp_path: Path) -> None:
     done = finetune(
         answerer(CLASSES), settings, wrong, held_out, [], tmp_path, tmp_path / "cache", Silent()
     )
-    assert done.training.stopped_early
-    assert done.training.steps < 30 * 3
+    assert done.trainings[0].stopped_early
+    assert done.trainings[0].steps < 30 * 3
 
 
 def test_the_decision_suits_the_task() -> None:

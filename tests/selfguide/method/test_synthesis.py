@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from selfguide.errors import Interrupted, TooFewPairs
+from selfguide.method.choice import Choice
 from selfguide.method.pairs import Candidate
 from selfguide.method.synthesis import Synthesised, preview, synthesise
 from selfguide.observer import Silent
@@ -57,10 +58,27 @@ def test_kept_candidates_are_the_pairs_that_are_trained_on_or_held_out() -> None
     assert len(made.held_out) == 6  # a third, as they have to judge the expert
 
 
-def test_few_pairs_are_held_out_where_evaluation_rows_judge() -> None:
+def test_where_evaluation_rows_judge_pairs_are_held_out_to_end_the_training_or_not_at_all() -> None:
     settings = replace(LOOSE, pairs=20, round_size=32, max_candidates=160)
     judged = replace(FREE, eval_rows=(EvalRow("x", ("y",)),))
-    assert len(run(judged, settings)[0].held_out) == 2
+    assert run(judged, settings)[0].held_out == []
+    assert len(run(judged, replace(settings, patience=1))[0].held_out) == 2
+
+
+def test_each_label_gives_as_large_a_share_to_the_held_out_pairs() -> None:
+    def kept(good: int, bad: int) -> list[Candidate]:
+        outputs = ["good"] * good + ["bad"] * bad
+        return [Candidate(i, 0, "record", f"{i}", o, i, o) for i, o in enumerate(outputs)]
+
+    for good, bad, expected in ((32, 32, (8, 8)), (40, 24, (10, 6))):
+        for seed in range(5):
+            choice = Choice([], MOOD, replace(LOOSE, seed=seed), Silent())
+            held_out = choice.held_out(kept(good, bad))
+            assert held_out == sorted(held_out)
+            assert (
+                sum(id < good for id in held_out),
+                sum(id >= good for id in held_out),
+            ) == expected
 
 
 def test_the_same_seed_makes_the_same_ledger_and_another_seed_another() -> None:

@@ -187,16 +187,11 @@ def _manifest(task: Row, tried: int, kept: int) -> Row:
     rng = random.Random(2)
     losses = [0.2 + 1.6 * math.exp(-4 * i / steps) + 0.25 * rng.random() for i in range(steps)]
     evaluated = [(steps // 3, 0.71), (2 * steps // 3, 0.42), (steps, 0.47)]
+    training = {"losses": losses, "eval_losses": evaluated, "best_step": evaluated[1][0]}
     settings = {**vars(Settings()), "filters": list(Settings().filters)}
     stages: dict[str, Row] = {
         "synthesis": {"seconds": 141.2, "peak_mib": 1240.5, "tried": tried, "kept": kept},
-        "finetune": {
-            "seconds": 63.9,
-            "peak_mib": 1811.0,
-            "losses": losses,
-            "eval_losses": evaluated,
-            "best_step": evaluated[1][0],
-        },
+        "finetune": {"seconds": 63.9, "peak_mib": 1811.0, "trainings": [training] * 3},
         "evaluate": {"seconds": 88.4, "peak_mib": 1302.0},
     }
     for place, stage in enumerate(stages.values()):

@@ -43,9 +43,10 @@ def test_histogram_holds_every_length(run: Run) -> None:
 
 
 def test_loss_curve_spans_its_axes() -> None:
-    stage = {"losses": [2.0, 1.0, 1.5, 0.5], "eval_losses": [[2, 1.0], [4, 0.75]], "best_step": 4}
-    curve = loss_curve(stage)
+    first = {"losses": [2.0, 1.0, 1.5, 0.5], "eval_losses": [[2, 1.0], [4, 0.75]], "best_step": 4}
+    curve = loss_curve({"trainings": [first, {"losses": [9.0]}]})
     assert curve is not None
+    assert curve.trainings == 2
     assert curve.steps == "25.0,0.0 50.0,50.0 75.0,25.0 100.0,75.0"
     assert curve.held_out == [(50.0, 50.0), (100.0, 62.5)]
     assert curve.best == 100.0
@@ -54,11 +55,12 @@ def test_loss_curve_spans_its_axes() -> None:
 
 
 def test_loss_curve_of_a_run_that_diverged() -> None:
-    stage = {"losses": [1.0, float("nan"), float("inf")], "eval_losses": [], "best_step": None}
+    first = {"losses": [1.0, float("nan"), float("inf")], "eval_losses": [], "best_step": None}
+    stage = {"trainings": [first]}
     curve = loss_curve(stage)
     assert curve is not None
     assert curve.steps == "33.33,0.0 66.67,0.0 100.0,0.0"
-    assert loss_curve({"losses": []}) is None
+    assert loss_curve({"trainings": [{"losses": []}]}) is None
     assert loss_curve(None) is None
 
 
