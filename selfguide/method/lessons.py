@@ -6,15 +6,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from engine import LoraConfig, TrainConfig, TrainExample, TrainProgress, TrainResult
 from engine.files import write_json
 from engine.seeds import mix
 from engine.training.config import Progress
-from selfguide.folder.rows import read_object
 from selfguide.method.answering import Answerer
 from selfguide.method.pairs import Pair
 from selfguide.observer import Observer
@@ -112,12 +110,12 @@ def taught(
     place, adapters = folder / lesson.name, answerer.llm.adapters
     mark = place / _MARK
     fingerprint = lesson_fingerprint(answerer, settings, lesson)
-    known = read_object(mark) or {}
-    if known.get("lesson") == fingerprint:
+    result = _marked(mark, fingerprint)
+    if result is not None:
         if lesson.name in adapters:
             adapters.drop(lesson.name)
         adapters.load(place, lesson.name)
-        return _result(known["training"])
+        return result
     mark.unlink(missing_ok=True)
     result = teach(answerer, settings, lesson, observer, checkpoint)
     adapters.save(lesson.name, place)
@@ -168,10 +166,17 @@ def learning_rate(answerer: Answerer, settings: Settings) -> float:
     return 1e-3 if answerer.task.is_classification else 5e-4
 
 
-def _result(values: dict[str, Any]) -> TrainResult:
-    """A training's result, as JSON holds it."""
-    evaluated = tuple((int(step), float(loss)) for step, loss in values["eval_losses"])
-    return TrainResult(**{**values, "losses": tuple(values["losses"]), "eval_losses": evaluated})
+def _marked(mark: Path, fingerprint: str) -> TrainResult | None:
+    """How the training went that made the adapter beside a mark, if that was this lesson's."""
+    try:
+        values = json.loads(mark.read_bytes())
+        if values["lesson"] != fingerprint:
+            return None
+        result = TrainResult(**values["training"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # it is taught anew
+    evaluated = tuple((int(step), float(loss)) for step, loss in result.eval_losses)
+    return replace(result, losses=tuple(result.losses), eval_losses=evaluated)
 
 
 def _config(answerer: Answerer, settings: Settings, lesson: Lesson) -> TrainConfig:
