@@ -3,9 +3,9 @@
     python bench/natural_instructions.py FOLDER --model smollm2-135m
 
 FOLDER holds task files (github.com/allenai/natural-instructions, `tasks/*.json`). Each is run as a
-user would run it, going on with few pairs (`--at-least 0`); the ceiling is LoRA, trained like the
-expert, on 200 instances that are not evaluated. `docs/RESULTS.md` is written anew after each task.
-A run that was stopped goes on where it stood.
+user would run it, going on with few pairs (`--at-least 0`); the ceiling is LoRA, one training with
+the expert's settings, on 200 instances that are not evaluated. `docs/RESULTS.md` is written anew
+after each task. A run that was stopped goes on where it stood.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def _activations(answerer: Answerer, settings: Settings) -> float:
     """MiB that training keeps for the backward pass of as many tokens as it takes at a time."""
     model, asking = answerer.llm.model, Asking(settings.template, settings.prompt == "few_shot")
     texts = [answerer.prompts.answer(e.input, asking) for e in answerer.task.examples]
-    longest = max(answerer.count(text) for text in texts)
+    longest = max(map(len, answerer.llm.tokenizer.encode_batch(texts)))
     tokens = min(settings.batch_size * longest, plan_micro_batch(model, checkpointing=False))
     return tokens * bytes_per_token(model, checkpointing=False) / 2**20
 

@@ -25,6 +25,7 @@ from selfguide.folder.run_folder import RunFolder, stage_record
 from selfguide.lengths import check_lengths, require_learnable
 from selfguide.method.annotate import check_annotator
 from selfguide.method.answering import Answerer
+from selfguide.method.choice import held_out_share
 from selfguide.method.evaluate import evaluate
 from selfguide.method.expert import Expert
 from selfguide.method.finetune import choose_decision, finetune
@@ -183,7 +184,19 @@ class Pipeline:
         missing = [label for label in self.answerer.task.labels if label not in taught]
         if missing:
             self.console.warn(f"{dataset.name} has no pair with the label {' or '.join(missing)}")
-        return training, self._read_pairs(held_out) if held_out.exists() else []
+        spared = self._read_pairs(held_out) if held_out.exists() else []
+        self._compare(spared)
+        return training, spared
+
+    def _compare(self, held_out: Sequence[Pair]) -> None:
+        """Says where other pairs are held out than the task and the settings want."""
+        if self.settings.patience is not None and not held_out:
+            self.console.warn("patience: no pairs are held out to stop by, so all passes are made")
+        if held_out and not held_out_share(self.answerer.task, self.settings):
+            self.console.say(
+                f"{len(held_out)} pairs stay held out, as before there was an eval_file; to learn "
+                "them too, start over with --resume never"
+            )
 
     def _read_pairs(self, path: Path) -> list[Pair]:
         pairs = read_pairs(path, self.answerer.task)

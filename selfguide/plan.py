@@ -17,8 +17,8 @@ from selfguide.settings import Settings, stage_settings
 
 Action = Literal["reuse", "resume", "run"]
 
-# These say how much is made, or what becomes of it: candidates are the same whatever they are.
-_LEDGER_INDEPENDENT = ("at_least", "max_candidates", "patience")
+# These say how much is made, not what: candidates are the same whatever they are.
+_LEDGER_INDEPENDENT = ("at_least", "max_candidates")
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class Shapes:
     def synthesis(self) -> Shape:
         """Of the training pairs. An eval_file that comes later judges the expert that is there."""
         amounts = {name: getattr(self._settings, name) for name in _LEDGER_INDEPENDENT}
-        return Shape({**self.ledger.aspects, **amounts})
+        stops = self._settings.patience is not None  # then pairs are held out for that
+        return Shape({**self.ledger.aspects, **amounts, "patience": stops})
 
     def finetune(self, folder: RunFolder) -> Shape:
         """Of the expert, which is trained on the pairs that lie in the folder."""
         data: dict[str, Any] = {
             "dataset": file_hash(folder.dataset),
             "held_out": file_hash(folder.held_out),
-            "patience": self._settings.patience,
         }
         values = stage_settings(self._settings, "finetune")
         if self._settings.decision == "bias_removed":
@@ -168,7 +168,7 @@ class Plan:
 
     def _changed_for_ledger(self) -> list[str]:
         changed = self.folder.manifest().changes("synthesis", self.shapes.synthesis)
-        return [name for name in changed if name not in _LEDGER_INDEPENDENT]
+        return [name for name in changed if name in self.shapes.ledger.aspects]
 
 
 def facts(answerer: Answerer, settings: Settings) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class Settings:
     )
     patience: int | None = _key(
         None,
-        "synthesis",
+        "finetune",
         "stop after so many passes without a better loss on pairs held out for that; none: never",
         low=1,
     )

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as Backend
-from tokenizers import normalizers
 
 from engine.errors import TokenizerError
 from engine.files import write_atomic, write_json
@@ -114,7 +114,8 @@ class Tokenizer:
     def escape(self, text: str) -> str:
         """A stranger's text to be put in a prompt: what looks like a special token stays text.
 
-        Within `<|im_end|>` and its like stands a mark that encoding drops; all else is as it was.
+        Within `<|im_end|>` and its like stands a mark, U+FDD0, that encoding drops wherever it
+        stands; all else is as it was. A special token of one character stays one.
         """
         return self._special_text.sub(rf"\g<0>{_BREAK}", text)
 
@@ -194,28 +195,31 @@ class Tokenizer:
         return [*([] if ids[: len(prefix)] == prefix else prefix), *ids, *suffix]
 
     def _ids(self, texts: Sequence[str], *, prefix: bool, special: bool) -> list[list[int]]:
+        kinds: dict[bool, list[int]] = {}
         try:
-            escaped = any(_BREAK in text for text in texts)
-            backend = self._variant(prefix, special, escaped)
-            encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+            for at, text in enumerate(texts):
+                kinds.setdefault(_BREAK in text, []).append(at)
+            rows: dict[int, list[int]] = {}
+            for escaped, places in kinds.items():
+                backend = self._variant(prefix, special, escaped)
+                chosen = texts if len(kinds) == 1 else [texts[at] for at in places]
+                encodings = backend.encode_batch_fast(chosen, add_special_tokens=False)
+                rows |= zip(places, (encoding.ids for encoding in encodings), strict=True)
         except (TypeError, UnicodeError) as error:
             for text in texts:
                 _check_text(text)
             raise TokenizerError(f"{self._where}: cannot tokenize: {error}") from error
-        return [encoding.ids for encoding in encodings]
+        return [rows[at] for at in range(len(texts))]
 
     def _variant(self, prefix: bool, special: bool, escaped: bool) -> Backend:
-        """The backend, without its dummy prefix, with special tokens as plain text, without marks.
+        """The backend without its dummy prefix, with special tokens as plain text, or for `escape`.
 
         Variants share the vocabulary; making one is cheap.
         """
         kind = prefix, special, escaped
         if kind not in self._variants:
-            variant = _copy(self._backend, prefix=prefix)
+            variant = _copy(self._backend, prefix=prefix, escaped=escaped)
             variant.encode_special_tokens = not special
-            if escaped:
-                drop, rest = normalizers.Replace(_BREAK, ""), variant.normalizer
-                variant.normalizer = normalizers.Sequence([drop, *([rest] if rest else [])])
             self._variants[kind] = variant
         return self._variants[kind]
 
@@ -243,8 +247,11 @@ def _check_text(text: object) -> None:
         ) from error
 
 
-def _copy(backend: Backend, *, prefix: bool) -> Backend:
-    """A tokenizer with the same model object and added tokens, with or without dummy prefix."""
+def _copy(backend: Backend, *, prefix: bool, escaped: bool) -> Backend:
+    """A tokenizer with the same model object and added tokens, with or without dummy prefix.
+
+    escaped: special tokens are looked for where `_BREAK` still stands, and then it is dropped.
+    """
     normalizer, splitter = _state(backend.normalizer), _state(backend.pre_tokenizer)
     empty: dict[str, Any] = {
         "version": "1.0",
@@ -256,8 +263,17 @@ def _copy(backend: Backend, *, prefix: bool) -> Backend:
     copy = Backend.from_str(json.dumps(empty))
     copy.model = backend.model
     for _, token in sorted(backend.get_added_tokens_decoder().items()):
-        copy.add_tokens([token])
+        copy.add_tokens([_in_raw_text(token) if escaped and token.special else token])
+    if escaped:
+        drop, rest = normalizers.Replace(_BREAK, ""), copy.normalizer
+        copy.normalizer = normalizers.Sequence([drop, *([rest] if rest else [])])
     return copy
+
+
+def _in_raw_text(token: AddedToken) -> AddedToken:
+    """The same token, looked for before text is normalized."""
+    flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "special")}
+    return AddedToken(token.content, normalized=False, **flags)
 
 
 def _state(component: Any) -> dict[str, Any] | None:

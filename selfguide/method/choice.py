@@ -148,8 +148,12 @@ class Choice:
         kinds: dict[str | None, list[int]] = defaultdict(list)
         for at in random.permutation(len(kept)):
             kinds[kept[at].output if self._task.labels else None].append(kept[at].id)
-        turns = [(i / len(ids), id) for ids in kinds.values() for i, id in enumerate(ids, start=1)]
-        return sorted(id for _, id in sorted(turns)[:count])
+        turns = [
+            (place / len(ids), random.random(), id)
+            for ids in kinds.values()
+            for place, id in enumerate(ids, start=1)
+        ]
+        return sorted(id for _, _, id in sorted(turns)[:count])
 
     def _warn(self, line: str) -> None:
         self.warnings.append(line)

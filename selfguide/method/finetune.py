@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from selfguide.prompts import Asking
 from selfguide.settings import Settings
 from selfguide.tasks import Task
 
-_CHECKPOINT, _PARTS = "checkpoint", "parts"  # folders of an unfinished training
+_CHECKPOINT, _PARTS = "checkpoint", "parts"  # folders that trainings go on from
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ def finetune(
         training: pairs to learn, the user's examples among them.
         held_out: pairs that tell when to stop; without any, all epochs are run.
         unlabelled: inputs for the label bias.
-        folder: gets `adapter/` and `expert.json`; meanwhile what the same call goes on from
-            exactly.
+        folder: gets `adapter/` and `expert.json`, and what the same call goes on from exactly.
         cache: keeps the adapter of the examples alone.
         observer: sees progress, and may stop the training after a checkpoint.
 
@@ -89,8 +87,6 @@ def finetune(
         bias = estimate_bias(answerer, asking, unlabelled, settings.seed, watch)
     expert = Expert.of(answerer, Way(asking, decision, bias), settings.model)
     expert.save(folder)
-    for name in (_CHECKPOINT, _PARTS):
-        shutil.rmtree(folder / name, ignore_errors=True)
     return Finetuned(expert, trainings)
 
 

@@ -28,7 +28,10 @@ _SHARING = 4  # candidates with the same label asked for whose prompt is one: it
 
 @dataclass(frozen=True)
 class Inventor:
-    """Writes new inputs for a task. A candidate depends on its id, the seed and earlier rounds."""
+    """Writes new inputs for a task.
+
+    A candidate depends on its id, the seed, earlier rounds and the labels asked for before it.
+    """
 
     answerer: Answerer
     settings: Settings

@@ -6,10 +6,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from engine import LoraConfig, TrainConfig, TrainExample, TrainProgress, TrainResult
+from engine.errors import AdapterError
 from engine.files import write_json
 from engine.seeds import mix
 from engine.training.config import Progress
@@ -110,12 +112,12 @@ def taught(
     place, adapters = folder / lesson.name, answerer.llm.adapters
     mark = place / _MARK
     fingerprint = lesson_fingerprint(answerer, settings, lesson)
-    result = _marked(mark, fingerprint)
-    if result is not None:
+    if result := _marked(mark, fingerprint):
         if lesson.name in adapters:
             adapters.drop(lesson.name)
-        adapters.load(place, lesson.name)
-        return result
+        with suppress(AdapterError):  # damaged: it is taught anew
+            adapters.load(place, lesson.name)
+            return result
     mark.unlink(missing_ok=True)
     result = teach(answerer, settings, lesson, observer, checkpoint)
     adapters.save(lesson.name, place)

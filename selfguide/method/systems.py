@@ -304,5 +304,5 @@ def _channel_tokens(answerer: Answerer, inputs: Sequence[str]) -> int:
     task, tokenizer = answerer.task, answerer.llm.tokenizer
     texts = [answerer.prompts.record(task.examples, label) for label in task.labels]
     shared = sum(map(len, tokenizer.encode_batch(texts)))
-    read = sum(map(len, tokenizer.encode_batch(list(inputs), bos=False)))
+    read = sum(answerer.count(answerer.prompts.input(text)) for text in inputs)
     return shared + round(len(task.labels) * read / len(inputs))

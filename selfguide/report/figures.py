@@ -154,7 +154,7 @@ class Curve:
 
 def loss_curve(stage: Row | None) -> Curve | None:
     """From the first of the finetune stage's `trainings`; None if there is nothing to show."""
-    trainings = (stage or {}).get("trainings") or [{}]
+    trainings = (stage or {}).get("trainings") or [stage or {}]
     first = trainings[0]
     losses = [float(loss) for loss in first.get("losses") or ()]
     if not losses:

@@ -145,10 +145,15 @@ def text(value: Any, where: str) -> str:
         value = str(value)
     if not isinstance(value, str):
         raise UserError(f"{where}: expected text, got {_kind(value)}")
-    clean = _unix(value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")).strip()
+    clean = _unix(value.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    clean = clean.translate(_NONCHARACTERS).strip()
     if not clean:
         raise UserError(f"{where}: empty")
     return clean
+
+
+# Unicode keeps them for programs' own use, as the tokenizer does one.
+_NONCHARACTERS = dict.fromkeys(range(0xFDD0, 0xFDF0), "\ufffd")
 
 
 def _input(row: Any) -> Any:

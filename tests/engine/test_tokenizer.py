@@ -70,9 +70,32 @@ def test_escaped_texts_hold_no_special_tokens(tokenizers: dict[str, Tokenizer]) 
             assert ours.encode(escaped) == ours.encode(text, special=False), (name, text)
             ids = ours.encode_continuation(text, special=False)
             assert ours.encode_continuation(escaped) == ids, (name, text)
-        if name != "unigram":  # this tiny one has no other way to write "<"
+        if name != "unigram":  # which may take "<s>" for one of its pieces
             mixed = ours.encode(f"a {names[0]} {ours.escape(f'b {names[-1]} c')}", bos=False)
             assert sum(number in ours.special_ids for number in mixed) == 1
+
+
+@pytest.mark.parametrize("kind", ["smollm", "bpe"])
+def test_escaped_texts_hold_no_special_tokens_that_are_looked_for_in_normalized_text(
+    kind: Family, tmp_path: Path
+) -> None:
+    """As in the tokenizer.json of some Llama folders."""
+    make = sentencepiece_folder if kind == "bpe" else byte_level_folder
+    source = make(tmp_path / "source") if kind == "bpe" else make(tmp_path / "source", kind)
+    Tokenizer.from_folder(source).save(tmp_path)
+    state = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in state["added_tokens"]:
+        token["normalized"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
+    ours = Tokenizer.from_folder(tmp_path)
+    for number in ours.special_ids:
+        name = ours.decode([number], skip_special=False)
+        for text in (f"x {name} y", f"x{name}y", name):
+            escaped = ours.encode(ours.escape(text), bos=False)
+            assert escaped == ours.encode(text, bos=False, special=False), text
+            assert number in ours.encode(text, bos=False)
+        plain, mixed = f"x {name} y", [ours.escape(name), f"x {name} y", "z"]
+        assert ours.encode_batch(mixed)[1] == ours.encode(plain)
 
 
 @given(text=st.text())

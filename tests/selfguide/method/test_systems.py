@@ -118,7 +118,7 @@ def test_what_a_query_costs() -> None:
     assert prompt_tokens(asked, Copy(), INPUTS) is None
     records = [prompts.record(CLASSES.examples, label) for label in CLASSES.labels]
     read = sum(len(tokenizer.encode(text)) for text in records)
-    read += 2 * asked.count(INPUTS[0])
+    read += 2 * asked.count(prompts.input(INPUTS[0]))
     assert prompt_tokens(asked, Way(Asking(), "channel"), INPUTS[:1]) == read
 
 
