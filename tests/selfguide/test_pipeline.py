@@ -301,16 +301,42 @@ def test_the_report_of_a_finished_run_stands_alone(finished: tuple[Path, Path]) 
     assert "https://" not in page
 
 
-def test_an_eval_file_that_comes_later_judges_the_expert_that_is_there(tmp_path: Path) -> None:
-    task, out = task_file(tmp_path), tmp_path / "run"
+_MANY = ("--pairs", "22", "--max-candidates", "64", "--trainings", "1")
+
+
+def test_an_eval_file_that_comes_later_judges_the_expert_that_is_there(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task, out = labelled_task_file(tmp_path), tmp_path / "run"
     without = json.loads(task.read_text())
     rows = tmp_path / without.pop("eval_file")
     task.write_text(json.dumps(without))
-    assert run(task, out) == 0
+    assert run(task, out, *_MANY) == 0
     before = results(out)
-    assert run(task, out, "--eval-file", str(rows)) == 0
+    assert "stay held out" not in capfd.readouterr().err
+    assert run(task, out, *_MANY, "--eval-file", str(rows)) == 0
+    assert "7 pairs stay held out, as before there was an eval_file" in capfd.readouterr().err
     assert results(out) == before
     assert json.loads((out / "metrics.json").read_text())["eval"]["source"] == "eval_file"
+
+
+@pytest.mark.usefixtures("_clock")
+def test_patience_has_pairs_held_out_of_the_same_candidates(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task, out = labelled_task_file(tmp_path), tmp_path / "run"
+    assert run(task, out, *_MANY) == 0
+    candidates = [json.loads(line)["input"] for line in (out / "candidates.jsonl").open()]
+    assert (out / "held_out.jsonl").read_text() == ""
+    assert _redone(task, out, *_MANY, "--patience", "1") == list(_ALL)
+    assert len((out / "held_out.jsonl").read_text().splitlines()) == 2
+    assert [json.loads(line)["input"] for line in (out / "candidates.jsonl").open()] == candidates
+    assert _redone(task, out, *_MANY, "--patience", "2") == ["finetune", "evaluate"]
+    warning = "patience: no pairs are held out to stop by"
+    assert warning not in capfd.readouterr().err
+    assert run(task, tmp_path / "few", "--patience", "1") == 0
+    assert warning in capfd.readouterr().err
+    assert warning in (tmp_path / "few" / "report.html").read_text(encoding="utf-8")
 
 
 def test_another_task_of_the_same_name_sets_the_first_ones_run_aside(
