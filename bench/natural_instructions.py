@@ -90,6 +90,7 @@ def _run(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         "rows": metrics["eval"]["rows"],
         "seed": settings.seed,
         "recipe": options.recipe,
+        "expert_of": f"{settings.trainings}{' + examples' if settings.examples_share else ''}",
         "precision": answerer.llm.model.precision,
         "pairs": stages["synthesis"].get("kept"),
         "candidates": stages["synthesis"].get("candidates"),

@@ -30,6 +30,7 @@ _TEXT = {
     "expert": "expert",
     "gold": "200 gold",
 }
+_FACTS = ("trainings", "pairs", "numbers", "minutes")
 _HEAD = """# Results on Natural Instructions
 
 Tasks of [Natural Instructions](https://github.com/allenai/natural-instructions), run as a user
@@ -45,10 +46,11 @@ Exact match for classification (label sets found in the definition), word-level 
 removed* takes each label's mean score over synthetic inputs from its score; *examples only* is LoRA
 on the definition's own examples; *200 gold* is LoRA on 200 right answers, a ceiling that needs
 labelled data (– where all instances are evaluated; its mean is over the others). The *expert*
-columns are what `python -m selfguide.run` made, in free text before the expert became a mean with
-LoRA on the examples (2026-11-26, docs/LOG.md). *pairs* is what the filters left of the candidates;
-*minutes* are of one or two threads of machines that had other work too (task199's hold a pause of
-88), in bfloat16 where they compute in it. Intervals are 95 % bootstrap intervals of the expert's
+columns are what `python -m selfguide.run` made, as the mean of so many *trainings* on the pairs and
+(+ examples) of one on the examples alone: of one alone where the row is older than those means
+(2026-11-26, docs/LOG.md). *pairs* is what the filters left of the candidates; *minutes* are of one
+or two threads of machines that had other work too (task199's hold a pause of 88), in bfloat16 where
+they compute in it. Intervals are 95 % bootstrap intervals of the expert's
 score: single rows say little and the means more. Bold: the best system without labelled data.
 """
 
@@ -74,13 +76,13 @@ def write_results(source: Path, page: Path) -> None:
 
 
 def _table(results: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    titles = ["task", *columns.values(), "95 %", "pairs", "numbers", "minutes"]
+    titles = ["task", *columns.values(), "95 %", *_FACTS]
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     lines += [_row(each, columns) for each in results]
     if len(results) > 1:
         columned = [[each["scores"][key] for each in results] for key in columns]
         means = [f"{mean(s for s in scores if s is not None):.1f}" for scores in columned]
-        lines.append(f"| *mean* | {' | '.join(means)} | | | | |")
+        lines.append(f"| *mean* | {' | '.join(means)} |{' |' * (len(_FACTS) + 1)}")
     return "\n".join(lines) + "\n"
 
 
@@ -92,7 +94,8 @@ def _row(result: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     minutes = sum(result["seconds"].values()) / 60
     pairs = f"{result['pairs']} of {result['candidates']}"
     name = result["task"].replace("_", " ")
-    ends = [f"{low:.0f}-{high:.0f}", pairs, result["precision"], f"{minutes:.1f}"]
+    facts = [result["expert_of"], pairs, result["precision"], f"{minutes:.1f}"]
+    ends = [f"{low:.0f}-{high:.0f}", *facts]
     return f"| {' | '.join([name, *cells, *ends])} |"
 
 
