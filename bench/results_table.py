@@ -50,8 +50,8 @@ columns are what `python -m selfguide.run` made, as the mean of so many *trainin
 (+ examples) of one on the examples alone: of one alone where the row is older than those means
 (2026-11-26, docs/LOG.md). *pairs* is what the filters left of the candidates; *minutes* are of one
 or two threads of machines that had other work too (task199's hold a pause of 88), in bfloat16 where
-they compute in it. Intervals are 95 % bootstrap intervals of the expert's
-score: single rows say little and the means more. Bold: the best system without labelled data.
+they compute in it. Intervals are 95 % bootstrap intervals of the expert's score: single rows say
+little and the means more. Bold: the best system without labelled data.
 """
 
 

@@ -202,7 +202,7 @@ class Tokenizer:
             rows: dict[int, list[int]] = {}
             for escaped, places in kinds.items():
                 backend = self._variant(prefix, special, escaped)
-                chosen = texts if len(kinds) == 1 else [texts[at] for at in places]
+                chosen = [texts[at] for at in places]
                 encodings = backend.encode_batch_fast(chosen, add_special_tokens=False)
                 rows |= zip(places, (encoding.ids for encoding in encodings), strict=True)
         except (TypeError, UnicodeError) as error:

@@ -14,6 +14,9 @@ from selfguide.errors import UserError
 Rows = list[tuple[Any, str]]
 """The values of a file that holds many, each with its place for messages."""
 
+# Unicode keeps them for programs' own use, as the tokenizer does one.
+_NONCHARACTERS = dict.fromkeys(range(0xFDD0, 0xFDF0), "\ufffd")
+
 
 def read_text(path: Path) -> str:
     """A file's text, without byte order mark and with `\\n` as line end.
@@ -150,10 +153,6 @@ def text(value: Any, where: str) -> str:
     if not clean:
         raise UserError(f"{where}: empty")
     return clean
-
-
-# Unicode keeps them for programs' own use, as the tokenizer does one.
-_NONCHARACTERS = dict.fromkeys(range(0xFDD0, 0xFDF0), "\ufffd")
 
 
 def _input(row: Any) -> Any:
