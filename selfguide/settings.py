@@ -109,7 +109,8 @@ class Settings:
     trainings: int = _key(
         1,
         "finetune",
-        "trainings, from other initial weights each, whose mean is the expert; 3 with labels",
+        "trainings, from other initial weights each, whose mean is the expert; 3 with labels by "
+        "default",
         low=1,
         high=64,
     )

@@ -43,6 +43,15 @@ def test_report_names_what_a_run_would_use(capsys: pytest.CaptureFixture[str]) -
     assert report["threads"].startswith(str(torch.get_num_threads()))
 
 
+def test_a_reader_that_has_seen_enough_is_no_trouble() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        command = [sys.executable, "-m", "selfguide.doctor"]
+        ended = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_text_has_every_finding_on_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
