@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,7 +69,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _work(options: argparse.Namespace, console: Console) -> None:
     folder = RunFolder(options.folder)
-    _require_finished(folder)
+    folder.require_expert()
     expert = Expert.load(folder.path)
     given = list(_inputs(options.texts))
     inputs = [each for each in given if each[1]]
@@ -95,24 +94,6 @@ def _title(first: int, count: int) -> str:
     if count <= _AT_ONCE:
         return "answering"
     return f"answering {first + 1} to {min(first + _AT_ONCE, count)} of {count}"
-
-
-def _require_finished(folder: RunFolder) -> None:
-    if not folder.path.is_dir():
-        what = "a file, not a run folder" if folder.path.exists() else "no such run folder"
-        raise UserError(f"{folder.path}: {what}")
-    if folder.expert.exists() and folder.adapter.is_dir():
-        return
-    manifest = folder.manifest()
-    synthesis = manifest.stage("synthesis")
-    if synthesis and synthesis["fingerprint"] is None:
-        raise UserError(
-            f"{folder.path}: its run found too few pairs to train an expert; {folder.report} shows "
-            "what was dropped"
-        )
-    command = manifest.values.get("command")
-    finish = f"finish it with: {shlex.join(command)}" if command else "it is no run's folder"
-    raise UserError(f"{folder.path}: there is no expert in it yet; {finish}")
 
 
 def _way(

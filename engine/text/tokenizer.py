@@ -24,7 +24,8 @@ from engine.text.gguf_vocabulary import adds_bos, build_backend
 
 _GGUF_SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token",
                  "padding": "pad_token"}  # fmt: skip
-_BREAK = "\ufdd0"  # a noncharacter: within a special token's text it keeps that from being read
+BREAK = "\ufdd0"
+"""A noncharacter: within a special token's text it keeps that from being read as the token."""
 
 
 class Tokenizer:
@@ -117,7 +118,7 @@ class Tokenizer:
         Within `<|im_end|>` and its like stands a mark, U+FDD0, that encoding drops wherever it
         stands; all else is as it was. A special token of one character stays one.
         """
-        return self._special_text.sub(rf"\g<0>{_BREAK}", text)
+        return self._special_text.sub(rf"\g<0>{BREAK}", text)
 
     def encode(self, text: str, *, bos: bool = True, special: bool = True) -> list[int]:
         """The ids of a text.
@@ -198,7 +199,7 @@ class Tokenizer:
         kinds: dict[bool, list[int]] = {}
         try:
             for at, text in enumerate(texts):
-                kinds.setdefault(_BREAK in text, []).append(at)
+                kinds.setdefault(BREAK in text, []).append(at)
             rows: dict[int, list[int]] = {}
             for escaped, places in kinds.items():
                 backend = self._variant(prefix, special, escaped)
@@ -250,7 +251,7 @@ def _check_text(text: object) -> None:
 def _copy(backend: Backend, *, prefix: bool, escaped: bool) -> Backend:
     """A tokenizer with the same model object and added tokens, with or without dummy prefix.
 
-    escaped: special tokens are looked for where `_BREAK` still stands, and then it is dropped.
+    escaped: special tokens are looked for where `BREAK` still stands, and then it is dropped.
     """
     normalizer, splitter = _state(backend.normalizer), _state(backend.pre_tokenizer)
     empty: dict[str, Any] = {
@@ -265,7 +266,7 @@ def _copy(backend: Backend, *, prefix: bool, escaped: bool) -> Backend:
     for _, token in sorted(backend.get_added_tokens_decoder().items()):
         copy.add_tokens([_in_raw_text(token) if escaped and token.special else token])
     if escaped:
-        drop, rest = normalizers.Replace(_BREAK, ""), copy.normalizer
+        drop, rest = normalizers.Replace(BREAK, ""), copy.normalizer
         copy.normalizer = normalizers.Sequence([drop, *([rest] if rest else [])])
     return copy
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -78,6 +79,24 @@ class RunFolder:
                 f"{self.path}: has files but is no run folder ({', '.join(strange[:3])}"
                 f"{', ...' if len(strange) > 3 else ''}; no manifest.json); choose another --out"
             )
+
+    def require_expert(self) -> None:
+        """Raises UserError if no finished expert lies there, and says what is missing."""
+        if not self.path.is_dir():
+            what = "a file, not a run folder" if self.path.exists() else "no such run folder"
+            raise UserError(f"{self.path}: {what}")
+        if self.expert.exists() and self.adapter.is_dir():
+            return
+        manifest = self.manifest()
+        synthesis = manifest.stage("synthesis")
+        if synthesis and synthesis["fingerprint"] is None:
+            raise UserError(
+                f"{self.path}: its run found too few pairs to train an expert; {self.report} shows "
+                "what was dropped"
+            )
+        command = manifest.values.get("command")
+        finish = f"finish it with: {shlex.join(command)}" if command else "it is no run's folder"
+        raise UserError(f"{self.path}: there is no expert in it yet; {finish}")
 
     def holds_another(self, task: Task) -> bool:
         """Whether what lies there is of a task that shares no example with this one.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from engine import LLM, Completion, Progress, SamplingParams, Scored
 from engine.serving.prompts import Text
+from engine.text.tokenizer import Tokenizer
 from selfguide.prompts import Asking, Prompts
 from selfguide.tasks import Task
 
@@ -60,7 +61,8 @@ class Answerer:
     ) -> Scores:
         """log p(label | input) over the closed set of labels: `[inputs, labels]`."""
         prompts = [self.prompts.answer(text, asking) for text in inputs]
-        return self._scored(prompts, self._label_ids(asking), asking.adapter, progress)
+        completions = label_ids(self.prompts, self.llm.tokenizer, asking)
+        return self._scored(prompts, completions, asking.adapter, progress)
 
     def channel_scores(
         self, inputs: Sequence[str], adapter: str | None = None, progress: OnProgress = None
@@ -95,21 +97,6 @@ class Answerer:
         """Tokens of a text of the task."""
         return len(self.llm.tokenizer.encode(text, bos=False, special=False))
 
-    def _label_ids(self, asking: Asking) -> list[list[int]]:
-        """The labels' tokens; with what ends an answer where one label begins like another.
-
-        Adapters learn to end with an end token, the bare model goes on as its prompt does.
-        """
-        tokenizer = self.llm.tokenizer
-        texts = [self.prompts.completion(label, asking) for label in self.task.labels]
-        ids = [tokenizer.encode_continuation(text) for text in texts]
-        if not any(a is not b and b[: len(a)] == a for a in ids for b in ids):
-            return ids
-        boundary = self.prompts.boundary(asking) if asking.adapter is None else None
-        if boundary is None:
-            return [[*each, tokenizer.eos_ids[0]] for each in ids]
-        return [tokenizer.encode_continuation(text + boundary) for text in texts]
-
     def _scored(
         self,
         prompts: Sequence[str],
@@ -129,6 +116,21 @@ class Answerer:
         progress: OnProgress,
     ) -> list[list[Scored]]:
         return cast("list[list[Scored]]", self.llm.score(prompts, completions, adapter, progress))
+
+
+def label_ids(prompts: Prompts, tokenizer: Tokenizer, asking: Asking) -> list[list[int]]:
+    """The labels' tokens; with what ends an answer where one label begins like another.
+
+    Adapters learn to end with an end token, the bare model goes on as its prompt does.
+    """
+    texts = [prompts.completion(label, asking) for label in prompts.task.labels]
+    ids = [tokenizer.encode_continuation(text) for text in texts]
+    if not any(a is not b and b[: len(a)] == a for a in ids for b in ids):
+        return ids
+    boundary = prompts.boundary(asking) if asking.adapter is None else None
+    if boundary is None:
+        return [[*each, tokenizer.eos_ids[0]] for each in ids]
+    return [tokenizer.encode_continuation(text + boundary) for text in texts]
 
 
 def log_softmax(scores: Scores) -> Scores:

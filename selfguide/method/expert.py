@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from engine import LLM
+from engine.checkpoint import Checkpoint
 from engine.files import write_json
+from engine.text.tokenizer import Tokenizer
 from kernels.quantized import Kind
 from selfguide.errors import UserError
 from selfguide.method.answering import Answerer, Decision, OnProgress, Scores, label_bias
@@ -164,21 +166,35 @@ class Expert:
             UserError: the expert belongs to another model, or to other prompt templates.
             AdapterError: the adapter cannot be read.
         """
+        prompts = self.prompts(llm.checkpoint, llm.tokenizer, folder)
+        if ADAPTER not in llm.adapters:
+            llm.adapters.load(folder / "adapter", ADAPTER)
+        return Answerer(llm, self.task, prompts)
+
+    def prompts(self, checkpoint: Checkpoint, tokenizer: Tokenizer, folder: Path) -> Prompts:
+        """The prompts that it was trained with.
+
+        Args:
+            checkpoint: the base model's files.
+            tokenizer: theirs.
+            folder: the expert's own, for messages.
+
+        Raises:
+            UserError: the expert belongs to another model, or to other prompt templates.
+        """
         path = folder / FILE
-        if llm.checkpoint.fingerprint() != self.fingerprint:
+        if checkpoint.fingerprint() != self.fingerprint:
             raise UserError(
-                f"{path}: the expert belongs to the model {self.model}, and {llm.checkpoint.path} "
+                f"{path}: the expert belongs to the model {self.model}, and {checkpoint.path} "
                 "is another or was changed; load the one it was trained with"
             )
-        prompts = Prompts(self.task, llm.tokenizer)
+        prompts = Prompts(self.task, tokenizer)
         if _sample_prompt(prompts, self.way) != self.prompt:
             raise UserError(
                 f"{path}: the expert was trained with other prompt templates than this version's; "
                 "train it again"
             )
-        if ADAPTER not in llm.adapters:
-            llm.adapters.load(folder / "adapter", ADAPTER)
-        return Answerer(llm, self.task, prompts)
+        return prompts
 
     def save(self, folder: Path) -> None:
         """Writes `expert.json`."""
