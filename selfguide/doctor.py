@@ -67,7 +67,7 @@ def cpu_backend() -> str:
 
     if cpu.native is None:
         return f"{cpu.status}{_built_elsewhere()}"
-    if cpu.candidates()[0] != "_avx512":
+    if cpu.candidates()[0] not in ("_amx", "_avx512"):
         return f"{cpu.status} (this CPU lacks AVX512-BF16)"
     return cpu.status
 

@@ -16,7 +16,17 @@ def candidates() -> list[str]:
         names.insert(0, "_avx2")
     if capability == "AVX512" and torch.cpu._is_avx512_bf16_supported():
         names.insert(0, "_avx512")
+        if _amx_allowed():
+            names.insert(0, "_amx")
     return names
+
+
+def _amx_allowed() -> bool:
+    """Whether the CPU has AMX tiles and the system lets this process use them."""
+    try:
+        return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
+    except AttributeError:  # an older torch
+        return False
 
 
 def _load() -> tuple[ModuleType | None, str]:

@@ -9,6 +9,7 @@
 #include <nanobind/nanobind.h>
 
 #include "bind.h"
+#include "linear_amx.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -167,6 +168,13 @@ void run(const Problem<T>& p) {
 template <typename T, typename Out>
 void linear(uintptr_t x, uintptr_t w, uintptr_t bias, uintptr_t y, int64_t rows, int64_t n,
             int64_t k, int64_t x_stride, int64_t y_stride) {
+#if defined(__AMX_BF16__)
+  if constexpr (sizeof(T) == 2) {
+    if (k % amx::kStep == 0 && k > 0)  // K is a weight's own: all batches go the same way
+      return amx::linear(pointer<const bf16>(x), pointer<const bf16>(w), pointer<const bf16>(bias),
+                         pointer<Out>(y), rows, n, k, x_stride, y_stride);
+  }
+#endif
   run<T, Out>({pointer<const T>(x), pointer<const T>(w), pointer<const T>(bias),
                pointer<void>(y), rows, n, k, x_stride, y_stride});
 }
