@@ -40,6 +40,8 @@ class Console:
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
+        if sys.stderr is None:  # closed by whoever started this: nobody reads the news
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
         self.warnings: list[str] = []
         self._terminal = Terminal(file=stream or sys.stderr, highlight=False, soft_wrap=True)
         self._live = self._terminal.is_terminal and not self._terminal.is_dumb_terminal
@@ -97,7 +99,8 @@ class Console:
             raise KeyboardInterrupt
         self._stopping = True
         # Not through rich or a buffer: the signal may have come in the middle of a print.
-        os.write(2, f"\n{_STOPPING}\n".encode())
+        if sys.__stderr__ is not None:  # else the number may be another file's
+            os.write(2, f"\n{_STOPPING}\n".encode())
 
     def _bar_of(self, title: str) -> Watch:
         self._clear()

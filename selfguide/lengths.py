@@ -91,7 +91,7 @@ def _require_room(answerer: Answerer, needed: int, where: str) -> None:
     if needed > context:
         raise UserError(
             f"{where}: with its prompt and room for the answer it takes {needed} tokens, but the "
-            f"model's context is {context}; shorten it, leave it out, or use another --model"
+            f"model's context is {context}; shorten it or leave it out"
         )
 
 

@@ -125,7 +125,7 @@ def _inputs(texts: Sequence[str]) -> Iterator[Named]:
             yield from _lines(_standard_input(), "standard input")
         elif _is_file(given):
             path = expanded(given, f"text {number}")
-            lines = path.suffix == ".txt"
+            lines = path.suffix.lower() == ".txt"
             yield from _lines(read_text(path), given) if lines else read_inputs(path)
         else:
             yield f"text {number}", text(given, f"text {number}")
@@ -150,10 +150,9 @@ def _lines(given: str, source: str) -> Iterator[Named]:
 
 def _is_file(given: str) -> bool:
     """Whether a text is meant as a file's name; a sentence may end like one."""
-    if not given.endswith(_FILES):
+    if not given.lower().endswith(_FILES):
         return False
-    certain = given.endswith(".jsonl") and " " not in given
-    return certain or expanded(given, "text").is_file()
+    return " " not in given or expanded(given, "text").is_file()
 
 
 def _line(given: str, answer: Answer, *, as_json: bool, alone: bool) -> str:

@@ -21,7 +21,7 @@ from selfguide.method.answering import Answerer
 from selfguide.method.synthesis import preview
 from selfguide.options import Options, Resume, parse_options, read_run_file
 from selfguide.pipeline import Pipeline, prepare
-from selfguide.plan import Plan, Shapes, anew
+from selfguide.plan import Plan, Shapes, Step, anew
 from selfguide.result import show_candidates, show_result, summary
 from selfguide.settings import Settings, build_settings, recipe
 from selfguide.tasks import Task
@@ -74,6 +74,8 @@ def _work(options: Options, command: list[str], console: Console) -> None:
         if options.dry_run:
             answerer = prepared()
             steps = anew() if begins_anew else Plan(Shapes(answerer, settings), folder).steps()
+            if options.resume == "always":
+                _insist(steps, folder)
             guess = estimate(answerer, settings, console)
             with output_trouble_told():
                 show_plan(folder, steps, guess, as_json=options.as_json)
@@ -85,7 +87,8 @@ def _work(options: Options, command: list[str], console: Console) -> None:
         with folder.lock(), console.logging(folder.log):
             pipeline = Pipeline(answerer, settings, folder, console)
             if options.resume == "always":
-                _insist(pipeline, folder)
+                folder.recover()
+                _insist(pipeline.plan.steps(), folder)
             metrics = pipeline.run(command)
             with output_trouble_told():
                 _show(metrics, folder, as_json=options.as_json)
@@ -144,9 +147,8 @@ def _require_free(folder: RunFolder) -> None:
             pass
 
 
-def _insist(pipeline: Pipeline, folder: RunFolder) -> None:
-    folder.recover()
-    if all(step.action == "run" for step in pipeline.plan.steps()):
+def _insist(steps: Sequence[Step], folder: RunFolder) -> None:
+    if all(step.action == "run" for step in steps):
         raise UserError(
             f"{folder.path}: nothing in it fits this task and these settings, so there is nothing "
             "to go on with; leave out --resume always"

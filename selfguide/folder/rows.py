@@ -50,8 +50,9 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not JSON: {error.msg}; mend the line") from None
+        except (ValueError, RecursionError) as error:
+            why = getattr(error, "msg", error)
+            raise UserError(f"{path}:{number}: not JSON: {why}; mend the line") from None
         if not isinstance(value, dict):
             raise UserError(f"{path}:{number}: expected an object with keys, like {{...}}")
         yield number, value

@@ -104,7 +104,7 @@ class RunFolder:
         Raises:
             UserError: the manifest is none.
         """
-        known = self.manifest().values.get("task", {}).get("examples", [])
+        known = (self.manifest().values.get("task") or {}).get("examples", [])
         shared = [each for each in task.examples if asdict(each) in known]
         return bool(known) and not shared
 

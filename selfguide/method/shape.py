@@ -52,16 +52,24 @@ class Shape:
 
 
 def _common_fields(inputs: Sequence[str]) -> tuple[str, ...]:
-    """Runs of up to four words before a colon that stand in every input once, in one order."""
-    first, found = inputs[0], []
+    """Runs of up to four words before a colon that stand in every input once, in one order.
+
+    Between two of them, and after the last, every input has something.
+    """
+    first = inputs[0]
+    found: list[str] = []
+    ends = [0] * len(inputs)  # of the last field found
     for colon in re.finditer(":(?=\\s)", first):
-        words = re.findall(r"\S+", first[: colon.start()].rsplit("\n", 1)[-1])[-_LONGEST:]
-        names = (" ".join(words[start:]) + ":" for start in range(len(words)))
-        common = next((n for n in names if all(text.count(n) == 1 for text in inputs)), None)
-        if common:
-            found.append(common)
-    in_order = all(
-        [text.index(field) for field in found] == sorted(text.index(field) for field in found)
-        for text in inputs
-    )
-    return tuple(found) if in_order else ()
+        words = re.findall(r"\S+", first[ends[0] : colon.start()].rsplit("\n", 1)[-1])[-_LONGEST:]
+        for start in range(len(words)):
+            name = " ".join(words[start:]) + ":"
+            if all(text.count(name) == 1 for text in inputs):
+                places = [text.index(name) for text in inputs]
+                between = [t[end:at] for t, end, at in zip(inputs, ends, places, strict=True)]
+                if all(map(str.strip, between)) or not found:
+                    found.append(name)
+                    ends = [at + len(name) for at in places]
+                    break
+    if not all(text[end:].strip() for text, end in zip(inputs, ends, strict=True)):
+        found.pop()
+    return tuple(found)

@@ -168,7 +168,7 @@ def all_systems(contest: Contest) -> list[System]:
 def _floors(contest: Contest) -> list[System]:
     if not contest.task.is_classification:
         return [System("copy", "Copy of the input", "floor", "repeats its input", Copy())]
-    [(label, _)] = Counter(row.outputs[0] for row in contest.rows).most_common(1)
+    [(label, _)] = Counter(label for row in contest.rows for label in row.outputs).most_common(1)
     how = f'always answers "{label}", the most frequent label of the evaluation rows'
     return [System("majority", "Majority label", "floor", how, Constant(label))]
 

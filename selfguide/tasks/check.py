@@ -132,8 +132,11 @@ def _eval_rows(draft: Draft, written: dict[str, str], known: set[str]) -> list[E
         draft.notes.append(
             f"{draft.eval_source}: {dropped} rows have an example's input and are left out"
         )
-        if not fresh:
-            raise UserError(f"{draft.source}: every evaluation row is also an example")
+        if not fresh and "eval_file" in draft.places:
+            raise UserError(
+                f"{draft.place('eval_file')}: every row has an example's input; give other rows, "
+                "or leave it out"
+            )
     rows = [EvalRow(row.input, _answers(row, written)) for row in fresh]
     if written:
         _look_for_strangers(draft, fresh, written)

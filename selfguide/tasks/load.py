@@ -13,7 +13,7 @@ from selfguide.tasks.check import checked
 from selfguide.tasks.draft import Draft
 from selfguide.tasks.labels import find_labels
 from selfguide.tasks.reading import Rows, items, read_json, read_rows, read_yaml
-from selfguide.tasks.rows import choose_examples, parse_row, shared_instruction
+from selfguide.tasks.rows import choose_examples, parse_row, shared_instruction, without_instruction
 from selfguide.tasks.task import Example, Task
 
 
@@ -55,6 +55,7 @@ def load_task(
     for key, value in (overrides or {}).items():
         draft.set(key, value, (places or {}).get(key, "command line"), Path())
     _choose_examples(draft)
+    draft.eval_rows = without_instruction(draft.eval_rows, draft.instruction)
     _find_labels(draft)
     task = checked(draft)
     return LoadedTask(task, draft.settings, tuple(draft.notes))

@@ -74,15 +74,28 @@ def shared_instruction(rows: Sequence[Row], instruction: str) -> tuple[str, list
             f"{other.where}: another instruction than at {rows[0].where}, but an expert has one "
             "task: keep the rows of one, or say with --instruction what they share"
         )
-    if len(own) > 1:
-        return instruction, [_with_input(row, _joined(row.instruction, row.input)) for row in rows]
     shared = instruction or own.pop() or ""
     if not shared:
         raise UserError(
             f"{rows[0].where}: nothing says what to do; give it in words with --instruction"
         )
-    bare = [_with_input(row, row.input.removeprefix(shared).lstrip()) for row in rows]
-    return shared, bare
+    return shared, without_instruction(rows, shared)
+
+
+def without_instruction(rows: Sequence[Row], shared: str) -> list[Row]:
+    """Rows whose inputs do not say again what all share; another instruction becomes part of them.
+
+    Raises:
+        UserError: nothing is left of an input.
+    """
+    bare = []
+    for row in rows:
+        input = row.input
+        if row.instruction not in (None, shared):
+            input = _joined(row.instruction, input)
+        rest = _after(shared, input)
+        bare.append(_with_input(row, rest or ("" if row.instruction else input)))
+    return bare
 
 
 def choose_examples(
@@ -109,6 +122,13 @@ def choose_examples(
     examples = [Example(row.input, row.outputs[0]) for row in chosen.values()]
     picked = {id(row) for row in chosen.values()}
     return examples, [row for row in rows if id(row) not in picked]
+
+
+def _after(start: str, text: str) -> str:
+    """What follows `start`, if the text begins so and no word is cut; else all of it."""
+    rest = text.removeprefix(start)
+    within_a_word = start[-1:].isalnum() and rest[:1].isalnum()
+    return text if rest == text or within_a_word else rest.lstrip()
 
 
 def _with_input(row: Row, input: str) -> Row:

@@ -154,17 +154,24 @@ def test_results_that_were_removed_are_made_again(tmp_path: Path, gone: tuple[st
     assert results(out) == before
 
 
+@pytest.mark.parametrize(
+    ("slip", "message"),
+    [
+        ('{"input": "one teal", "output": "tiny"}', "output: 'tiny' is none of long, short"),
+        (f'{{"input": {"1" * 5000}, "output": "long"}}', "not JSON: "),
+        ("[" * 100_000, "not JSON: "),
+    ],
+)
 def test_a_slip_in_edited_pairs_names_the_line(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], slip: str, message: str
 ) -> None:
     task, out = labelled_task_file(tmp_path), tmp_path / "run"
     assert run(task, out) == 0
     with (out / "dataset.jsonl").open("a") as file:
-        file.write('{"input": "one teal", "output": "tiny"}\n')
+        file.write(f"{slip}\n")
     number = len((out / "dataset.jsonl").read_text().splitlines())
     assert run(task, out) == 2
-    expected = f"{out}/dataset.jsonl:{number}: output: 'tiny' is none of long, short"
-    assert expected in capfd.readouterr().err
+    assert f"{out}/dataset.jsonl:{number}: {message}" in capfd.readouterr().err
 
 
 def test_too_few_pairs_end_the_run_with_a_report_and_can_be_accepted(

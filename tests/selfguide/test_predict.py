@@ -183,8 +183,9 @@ def test_output_that_takes_nothing_more(
 def test_a_sentence_may_end_like_a_file(expert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [row] = _rows(capsys, str(expert), "look into rows.jsonl")
     assert row["input"] == "look into rows.jsonl"
-    assert main([str(expert), "rows.jsonl"]) == 2
-    assert "rows.jsonl: No such file" in capsys.readouterr().err
+    for name in ("rows.jsonl", "rows.txt", "ROWS.JSON"):
+        assert main([str(expert), name]) == 2
+        assert f"{name}: No such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("metrics", [None, {"recommended": None, "systems": []}])

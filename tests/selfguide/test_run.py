@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +86,24 @@ def test_a_second_run_is_refused_and_ctrl_c_stops_it_soon(tmp_path: Path) -> Non
     assert len(_ledger(out)) % 8 == 0
 
 
+def test_without_standard_error_its_news_do_not_mix_with_the_result(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "selfguide.run"]
+    command += arguments(task_file(tmp_path), tmp_path / "run", "--json")
+    closed = f"exec 2>&-; exec {shlex.join(command)}"
+    ended = subprocess.run(["sh", "-c", closed], stdout=subprocess.PIPE, text=True)
+    assert ended.returncode == 0
+    assert json.loads(ended.stdout)["metric"] == "rouge_l"
+
+
+def test_ctrl_c_while_it_loads_is_no_traceback(tmp_path: Path) -> None:
+    process = start(task_file(tmp_path), tmp_path / "run")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in err
+
+
 def test_resume_never_keeps_the_old_run_and_always_insists(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,8 +115,9 @@ def test_resume_never_keeps_the_old_run_and_always_insists(
     before = results(out)
     assert run(task, out, "--resume", "never") == 0
     assert results(tmp_path / "run.1") == before
-    assert run(task, out, "--resume", "always", "--seed", "5") == 2
-    assert "nothing in it fits" in capfd.readouterr().err
+    for more in ([], ["--dry-run"]):
+        assert run(task, out, "--resume", "always", "--seed", "5", *more) == 2
+        assert "nothing in it fits" in capfd.readouterr().err
 
 
 def test_resume_never_with_a_mistake_leaves_the_old_run_in_its_place(

@@ -21,6 +21,22 @@ def test_field_names_have_several_words_and_may_stand_within_a_line() -> None:
     assert shape.fields == ("Sentence 1:", "Sentence 2:")
 
 
+@pytest.mark.parametrize(
+    ("examples", "fields"),
+    [
+        (['{"who": {"name": "Bob"}, "age": 5}', '{"who": {"name": "Ann"}, "age": 7}'], 2),
+        (['{"type": "order", "item": "tea"}', '{"type": "order", "item": "cat food"}'], 2),
+        (['{"items": [{"name": "tea"}]}', '{"items": [{"name": "cat food"}]}'], 1),
+        (["Lang: en Text: hello you", "Lang: en Text: good day"], 2),
+        (["Name: Bob Age:", "Name: Ann Age:"], 1),
+    ],
+)
+def test_examples_fit_their_own_shape(examples: list[str], fields: int) -> None:
+    shape = Shape.of(examples)
+    assert len(shape.fields) == fields
+    assert [shape.misfit(each) for each in examples] == [None] * len(examples)
+
+
 def test_texts_without_fields_have_none() -> None:
     shape = Shape.of(["The bus was late: again.", "I paid twice at 10:30."])
     assert shape == Shape((), "", "one")

@@ -22,7 +22,7 @@ from selfguide.method.systems import (
 )
 from selfguide.observer import Silent
 from selfguide.prompts import TEMPLATES, Asking
-from selfguide.tasks import Task
+from selfguide.tasks import EvalRow, Task
 from tests.selfguide.method.tiny import (
     CLASSES,
     FREE,
@@ -94,6 +94,14 @@ def test_floors_answer() -> None:
     asked = answerer(FREE)
     assert [a.text for a in Copy().answer(asked, INPUTS)] == INPUTS
     assert {(a.text, a.label) for a in Constant("odd").answer(asked, INPUTS)} == {("odd", "odd")}
+
+
+def test_the_majority_label_is_the_one_that_is_right_most_often() -> None:
+    outputs = [("odd", "even"), ("even",), ("even",), ("odd",)]
+    rows = [EvalRow(text, each) for text, each in zip(INPUTS, outputs, strict=False)]
+    judged = replace(contest(CLASSES, "direct"), rows=rows)
+    [floor] = [system for system in all_systems(judged) if system.group == "floor"]
+    assert floor.way == Constant("even")
 
 
 def test_calibration_is_by_other_inputs_than_those_answered() -> None:

@@ -169,3 +169,36 @@ def test_mistakes_in_rows(tmp_path: Path, row: dict[str, Any], message: str) -> 
 def test_one_row_is_too_few(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="1 of them; give 2 to 10"):
         load_task(write(tmp_path / "rows.json", alpaca(1)))
+
+
+def test_evaluation_rows_leave_out_the_instruction_as_the_others_do(tmp_path: Path) -> None:
+    said = "Is the guest pleased?"
+    rows = [
+        {"messages": [_turn("user", f"{said}\nThe tea was {w}."), _turn("assistant", answer)]}
+        for w, answer in (("lovely", "good"), ("cold", "bad"), ("hot", "good"))
+    ]
+    task = write(tmp_path / "task.jsonl", *rows)
+    alpaca = {"instruction": f"{said} The cake was dry.", "input": "", "output": "bad"}
+    other = {"instruction": said, "input": "No soap.", "output": "bad"}
+    write(tmp_path / "eval.jsonl", rows[0], alpaca, other)
+    overrides = {"instruction": said, "eval_file": str(tmp_path / "eval.jsonl")}
+    loaded = load_task(task, overrides)
+    assert loaded.task.examples[0].input == "The tea was lovely."
+    assert [row.input for row in loaded.task.eval_rows] == ["The cake was dry.", "No soap."]
+    assert "1 rows have an example's input and are left out" in "\n".join(loaded.notes)
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def test_no_word_of_an_input_is_cut(tmp_path: Path) -> None:
+    rows = [{"input": f"Translated {w} are nice", "output": w} for w in ("books", "maps", "songs")]
+    loaded = load_task(write(tmp_path / "t.jsonl", *rows), {"instruction": "Translate"})
+    assert loaded.task.examples[0].input == "Translated books are nice"
+
+
+def test_data_whose_only_spare_row_is_an_example_has_no_evaluation(tmp_path: Path) -> None:
+    rows = [{"input": w, "output": w.upper()} for w in ("books", "maps", "songs", "books")]
+    loaded = load_task(write(tmp_path / "t.jsonl", *rows), {"instruction": "In capitals."})
+    assert loaded.task.eval_rows == ()

@@ -166,7 +166,7 @@ def test_mistakes_are_named(tmp_path: Path, keys: dict[str, Any], message: str) 
         ([{"input": "", "output": "good"}], "eval.jsonl:1: input: empty"),
         (["[1]"], "eval.jsonl:1: expected keys and values"),
         ([{"input": "a", "output": "fair"}], "eval.jsonl:1: output 'fair' is none of the labels"),
-        ([EXAMPLES[0]], "every evaluation row is also an example"),
+        ([EXAMPLES[0]], "eval_file: every row has an example's input; give other rows"),
     ],
 )
 def test_mistakes_in_evaluation_files(tmp_path: Path, lines: list[Any], message: str) -> None:
