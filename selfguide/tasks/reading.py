@@ -17,6 +17,12 @@ Rows = list[tuple[Any, str]]
 # Unicode keeps them for programs' own use, as the tokenizer does one.
 _NONCHARACTERS = dict.fromkeys(range(0xFDD0, 0xFDF0), "\ufffd")
 
+# What the YAML reader says, and what to do about it.
+_YAML_HINTS = {
+    "mapping values": "; put text that contains ': ' in quotes",
+    "unknown escape": "; put text that contains \\ in single quotes",
+}
+
 
 def read_text(path: Path) -> str:
     """A file's text, without byte order mark and with `\\n` as line end.
@@ -47,7 +53,7 @@ def read_yaml(path: Path) -> Any:
         marks = (error.context_mark, error.problem_mark)[:: 1 if unclosed else -1]
         mark = next((each for each in marks if each), None)
         place = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        hint = "; put text that contains ': ' in quotes" if "mapping values" in str(error) else ""
+        hint = next((hint for said, hint in _YAML_HINTS.items() if said in str(error)), "")
         raise UserError(f"{place}: YAML: {error.problem or error.context}{hint}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: YAML: {' '.join(str(error).split())}") from None
@@ -147,7 +153,8 @@ def text(value: Any, where: str) -> str:
     if isinstance(value, int | float):
         value = str(value)
     if not isinstance(value, str):
-        raise UserError(f"{where}: expected text, got {_kind(value)}")
+        hint = "; put JSON that is meant as text in quotes" if isinstance(value, Mapping) else ""
+        raise UserError(f"{where}: expected text, got {_kind(value)}{hint}")
     clean = _unix(value.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     clean = clean.translate(_NONCHARACTERS).strip()
     if not clean:

@@ -116,6 +116,7 @@ def test_free_text_can_be_forced(tmp_path: Path, overrides: dict[str, Any]) -> N
         ({"examples": EXAMPLES[:1]}, "task.json: examples: 1 of them; give 2 to 10"),
         ({"examples": EXAMPLES * 6}, "task.json: examples: 12 of them; give 2 to 10"),
         ({"examples": [*EXAMPLES, {"input": "x"}]}, "item 3: output: expected text, got nothing"),
+        ({"examples": [*EXAMPLES, {"input": "x", "output": {"a": 1}}]}, "meant as text in quotes"),
         ({"examples": [*EXAMPLES, {"input": "x", "ouput": "y"}]}, "did you mean output?"),
         (
             {"examples": [*EXAMPLES, {"input": " My room had no window.", "output": "good"}]},
@@ -181,6 +182,7 @@ def test_mistakes_in_evaluation_files(tmp_path: Path, lines: list[Any], message:
     ("text", "message"),
     [
         ("instruction: Is it: good?\n", "task.yaml:1: YAML: mapping values are not allowed"),
+        ('eval_file: "C:\\data"\n', "put text that contains \\ in single quotes"),
         ("name: a\nname: b\n", "task.yaml:2: YAML: key name stands twice"),
         ("name: [a\n", "task.yaml:2: YAML"),
         ('a: b\nname: "a\nb: c\n', "task.yaml:2: YAML: found unexpected end of stream"),
