@@ -40,8 +40,6 @@ class Console:
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        if sys.stderr is None:  # closed by whoever started this: nobody reads the news
-            sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
         self.warnings: list[str] = []
         self._terminal = Terminal(file=stream or sys.stderr, highlight=False, soft_wrap=True)
         self._live = self._terminal.is_terminal and not self._terminal.is_dumb_terminal

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from selfguide.neighbours import conflicts
+from selfguide.streams import silence_output
 
 DEFAULT_MODEL = "smollm2-135m"
 _HOME = Path(__file__).resolve().parents[1]
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(report, indent=2) if options.json else "\n".join(_lines(report)))
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read it has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_output()
     return 1 if report["conflicts"] else 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,14 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine import EngineError
+from selfguide.console import Console
 from selfguide.errors import Interrupted, TooFewPairs, UserError
 from selfguide.folder.trouble import disk_trouble
+from selfguide.streams import open_closed, silence_output
 
 MISTAKE, TOO_FEW, STOPPED = 2, 3, 130
 
 
-def ended(work: Callable[[], None], resume: Sequence[str]) -> int:
-    """Does `work`; returns the exit code, and says on standard error why it is not 0.
+def ended(work: Callable[[Console], None], resume: Sequence[str] = ()) -> int:
+    """Does `work` with a console that listens; returns the exit code.
+
+    Standard error says why it is not 0.
 
     Exceptions that no user can cause pass through, with their traceback.
 
@@ -26,14 +29,15 @@ def ended(work: Callable[[], None], resume: Sequence[str]) -> int:
         work: a command's.
         resume: the command that goes on after an interruption; empty if there is nothing to go on.
     """
-    if sys.stdout is None:  # closed by whoever started this: nobody reads the result
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
+    open_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no character is worth a traceback
             stream.reconfigure(errors="replace")
     try:
+        console = Console()
         with disk_trouble_told(Path.cwd()):
-            work()
+            with console.listening():
+                work(console)
             sys.stdout.flush()
     except TooFewPairs as error:
         return _said(f"error: {error}", TOO_FEW)
@@ -43,7 +47,7 @@ def ended(work: Callable[[], None], resume: Sequence[str]) -> int:
         again = f"; go on with: {shlex.join(resume)}" if resume else ""
         return _said(f"stopped{again}", STOPPED)
     except BrokenPipeError:  # whoever read standard output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_output()
         return 1
     return 0
 

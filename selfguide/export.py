@@ -7,10 +7,10 @@ reads, with a README.md that says how to ask it. The adapter alone, for PEFT, is
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,13 +20,14 @@ from engine.checkpoint import open_checkpoint
 from engine.files import write_atomic
 from engine.text.tokenizer import BREAK, Tokenizer
 from selfguide.console import Console
-from selfguide.ending import disk_trouble_told, ended
+from selfguide.ending import disk_trouble_told, ended, output_trouble_told
 from selfguide.errors import UserError
 from selfguide.folder.run_folder import RunFolder
 from selfguide.method.answering import label_ids
 from selfguide.method.expert import ADAPTER, Expert
 from selfguide.options import Parser
 from selfguide.prompts import Prompts
+from selfguide.tasks.reading import expanded
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PROMPT, _CARD = "prompt.txt", "README.md"
@@ -35,19 +36,13 @@ _INPUT = "{input}"  # where the input goes in `_PROMPT`: the last of its kind
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 2 (a mistake) or 130 (stopped)."""
-    console = Console()
-
-    def work() -> None:
-        with console.listening():
-            _work(_parse(arguments), console)
-
-    return ended(work, [])
+    return ended(lambda console: _work(_parse(arguments), console))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m selfguide.export", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", type=Path, help="run folder, such as runs/NAME")
-    parser.add_argument("folder", type=Path, help="where the model goes; it must not exist")
+    parser.add_argument("folder", help="where the model goes; it must not exist")
     parser.add_argument(
         "--dtype",
         choices=_DTYPES,
@@ -60,7 +55,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _work(options: argparse.Namespace, console: Console) -> None:
-    run, folder = RunFolder(options.run), options.folder.expanduser()
+    run, folder = RunFolder(options.run), expanded(options.folder, "folder")
     run.require_expert()
     expert = Expert.load(run.path)
     if folder.exists():
@@ -76,15 +71,17 @@ def _work(options: argparse.Namespace, console: Console) -> None:
             "original ones; measure it again before you rely on it"
         )
     console.say(f"writing {folder} in {options.dtype}")
-    begun = folder.with_name(f"{folder.name}.part")  # whole or not at all
-    shutil.rmtree(begun, ignore_errors=True)
+    prompt = prompts.answer(_INPUT, expert.way.asking).replace(BREAK, "")
     with disk_trouble_told(folder):
-        adapters.merge(ADAPTER, begun, dtype=_DTYPES[options.dtype])
-        prompt = prompts.answer(_INPUT, expert.way.asking).replace(BREAK, "")
-        write_atomic(begun / _PROMPT, prompt.encode())
-        write_atomic(begun / _CARD, _card(expert, prompts, tokenizer, prompt).encode())
-        begun.rename(folder)
-    print(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as place:
+            made = Path(place) / folder.name  # whole or not at all
+            adapters.merge(ADAPTER, made, dtype=_DTYPES[options.dtype])
+            write_atomic(made / _PROMPT, prompt.encode())
+            write_atomic(made / _CARD, _card(expert, prompts, tokenizer, prompt).encode())
+            made.rename(folder)
+    with output_trouble_told():
+        print(folder)
 
 
 def _card(expert: Expert, prompts: Prompts, tokenizer: Tokenizer, prompt: str) -> str:

@@ -32,13 +32,7 @@ _AT_ONCE = 256  # inputs, after whose answers these are printed
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 2 (a mistake) or 130 (stopped)."""
-    console = Console()
-
-    def work() -> None:
-        with console.listening():
-            _work(_parse(arguments), console)
-
-    return ended(work, [])
+    return ended(lambda console: _work(_parse(arguments), console))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -35,13 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 2 (a mistake), 3 (too few pairs) or 130 (stopped)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = [*_PROGRAM, *_resuming(given)]
-    console = Console()
-
-    def work() -> None:
-        with console.listening():
-            _work(parse_options(given), command, console)
-
-    return ended(work, command)
+    return ended(lambda console: _work(parse_options(given), command, console), command)
 
 
 def _resuming(given: Sequence[str]) -> list[str]:

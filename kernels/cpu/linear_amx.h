@@ -1,6 +1,6 @@
-// The same product on AMX tiles (Intel from Sapphire Rapids on): y = x w^T + b in bf16, K a multiple
-// of 32. A tile of 16 rows of W meets one of 16 rows of x, which are packed once for all of W; W is
-// read where it lies. An output adds up 32 products at a time in the order of K, whatever stands
+// The same product on AMX tiles (Intel from Sapphire Rapids on): y = x w^T + b in bf16, for K that
+// are multiples of 32. A tile of 16 rows of W meets one of 16 rows of x, which are packed once for
+// all of W; W is read where it lies. An output adds up 32 products at a time in the order of K, whatever stands
 // beside it, so a row depends on itself alone here too.
 #pragma once
 #if defined(__AMX_BF16__)
@@ -18,10 +18,11 @@
 namespace selfguide {
 namespace amx {
 
-constexpr int64_t kSide = 16;               // rows of W, or of x, in a tile
-constexpr int64_t kStep = 32;               // elements of K in a tile
-constexpr int64_t kColumns = 4 * kSide;     // of y that are computed together
-constexpr int64_t kPackedBytes = 768 << 10; // of x at a time: with a block of W it stays in L2
+constexpr int64_t kSide = 16;                // rows of W, or of x, in a tile
+constexpr int64_t kStep = 32;                // elements of K in a tile
+constexpr int64_t kPair = 2 * kSide;         // columns of y that a square computes
+constexpr int64_t kColumns = 2 * kPair;      // of y for a part of x: fewer slow down vocabularies
+constexpr int64_t kPackedBytes = 768 << 10;  // of x at a time: with a block of W it stays in L2
 
 // Eight tiles of 16 rows of 64 bytes: 0 to 3 hold sums, 4 and 5 W, 6 and 7 x.
 struct alignas(64) Shape {
@@ -97,12 +98,6 @@ inline void pack(const bf16* x, int64_t rows, int64_t stride, int64_t k, __m512i
   }
 }
 
-// 64 rows of W as four tiles, each from `at` on, with rows `stride` bytes apart.
-struct Rows {
-  const bf16* at[4];
-  int64_t stride;
-};
-
 // The sums of 16 rows of W with 16 rows of x: sums[n][m]. One tile at a time is enough where the
 // memory is the limit, and as many rows as a CPU's prefetcher follows.
 inline void single(const bf16* w, int64_t stride, const __m512i* x, int64_t steps, float* sums) {
@@ -115,16 +110,16 @@ inline void single(const bf16* w, int64_t stride, const __m512i* x, int64_t step
   _tile_stored(0, sums, 64);
 }
 
-// The sums of 32 rows of W, the tiles `first` and `first + 1`, with 32 rows of x, packed in two
-// parts: sums[2 * x part + w tile][n][m].
-inline void square(const Rows& w, int first, const __m512i* x, const __m512i* more, int64_t steps,
-                   Sums& sums) {
+// The sums of two tiles' rows of W with 32 rows of x, packed in two parts:
+// sums[2 * x part + w tile][n][m].
+inline void square(const bf16* w, const bf16* next, int64_t stride, const __m512i* x,
+                   const __m512i* more, int64_t steps, Sums& sums) {
   clear();
   for (int64_t step = 0; step < steps; ++step) {
     _tile_loadd(6, x + step * kSide, 64);
-    _tile_loadd(4, w.at[first] + step * kStep, w.stride);
+    _tile_loadd(4, w + step * kStep, stride);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, w.at[first + 1] + step * kStep, w.stride);
+    _tile_loadd(5, next + step * kStep, stride);
     _tile_dpbf16ps(1, 5, 6);
     _tile_loadd(7, more + step * kSide, 64);
     _tile_dpbf16ps(2, 4, 7);
@@ -183,20 +178,16 @@ void linear(const bf16* x, const bf16* w, const bf16* bias, Out* y, int64_t rows
   __m512i* const xs = scratch(packed, chunk * lines);
   // The last rows of W, if they do not fill a tile, are put into one that zeros fill.
   const int64_t whole = n / kSide * kSide, left = n - whole;
-  __m512i* const tail = scratch(padded, left ? lines : 1);
+  __m512i* const tail = scratch(padded, lines);  // where W ends within a pair: sums not stored
   if (left) {
     bf16* const rest = reinterpret_cast<bf16*>(tail);
     std::memcpy(rest, w + whole * k, left * k * sizeof(bf16));
     std::memset(static_cast<void*>(rest + left * k), 0, (kSide - left) * k * sizeof(bf16));
   }
-  const auto rows_of_w = [&](int64_t n0, int64_t end) {
-    Rows block{{}, k * int64_t(sizeof(bf16))};
-    for (int i = 0; i < 4; ++i) {  // what is past the end is computed again, and not stored
-      const int64_t at = n0 + i * kSide < end ? n0 + i * kSide : n0;
-      block.at[i] = at < whole ? w + at * k : reinterpret_cast<const bf16*>(tail);
-    }
-    return block;
+  const auto row_of_w = [&](int64_t at) {
+    return at < whole ? w + at * k : reinterpret_cast<const bf16*>(tail);
   };
+  const int64_t w_stride = k * int64_t(sizeof(bf16));
   for (int64_t first = 0; first < parts; first += chunk) {
     const int64_t count = std::min(chunk, parts - first);
     parallel_ranges(count, 4, [&](int64_t begin, int64_t end) {
@@ -205,24 +196,22 @@ void linear(const bf16* x, const bf16* w, const bf16* bias, Out* y, int64_t rows
         pack(x + m * x_stride, std::min(kSide, rows - m), x_stride, k, xs + part * lines);
       }
     });
-    parallel_ranges(n, kSide, [&](int64_t begin, int64_t end) {
+    parallel_ranges(n, kPair, [&](int64_t begin, int64_t end) {
       const Tiles tiles;
       alignas(64) Sums sums;
       for (int64_t n0 = begin; n0 < end; n0 += kColumns) {
-        const Rows block = rows_of_w(n0, end);
-        const int64_t stored = std::min<int64_t>(4, (end - n0 + kSide - 1) / kSide);
+        const int64_t n1 = std::min(end, n0 + kColumns);
         int64_t part = 0;
         for (; part + 2 <= count; part += 2)
-          for (int64_t half = 0; half < stored; half += 2) {
-            const __m512i* at = xs + part * lines;
-            square(block, half, at, at + lines, steps, sums);
+          for (int64_t at = n0; at < n1; at += kPair) {
+            const __m512i* below = xs + part * lines;
+            square(row_of_w(at), row_of_w(at + kSide), w_stride, below, below + lines, steps, sums);
             for (int64_t i = 0; i < 4; ++i)
-              if (half + i % 2 < stored)
-                target.put(sums[i], (first + part + i / 2) * kSide, n0 + (half + i % 2) * kSide);
+              target.put(sums[i], (first + part + i / 2) * kSide, at + i % 2 * kSide);
           }
-        for (int64_t i = 0; part < count && i < stored; ++i) {
-          single(block.at[i], block.stride, xs + part * lines, steps, sums[0]);
-          target.put(sums[0], (first + part) * kSide, n0 + i * kSide);
+        for (int64_t at = n0; part < count && at < n1; at += kSide) {
+          single(row_of_w(at), w_stride, xs + part * lines, steps, sums[0]);
+          target.put(sums[0], (first + part) * kSide, at);
         }
       }
     });

@@ -55,7 +55,8 @@ def load_task(
     for key, value in (overrides or {}).items():
         draft.set(key, value, (places or {}).get(key, "command line"), Path())
     _choose_examples(draft)
-    draft.eval_rows = without_instruction(draft.eval_rows, draft.instruction)
+    if "eval_file" in draft.places:
+        draft.eval_rows = without_instruction(draft.eval_rows, draft.instruction)
     _find_labels(draft)
     task = checked(draft)
     return LoadedTask(task, draft.settings, tuple(draft.notes))
