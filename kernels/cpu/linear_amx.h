@@ -1,7 +1,7 @@
 // The same product on AMX tiles (Intel from Sapphire Rapids on): y = x w^T + b in bf16, for K that
 // are multiples of 32. A tile of 16 rows of W meets one of 16 rows of x, which are packed once for
-// all of W; W is read where it lies. An output adds up 32 products at a time in the order of K, whatever stands
-// beside it, so a row depends on itself alone here too.
+// all of W; W is read where it lies. An output adds up 32 products at a time in the order of K,
+// whatever stands beside it, so a row depends on itself alone here too.
 #pragma once
 #if defined(__AMX_BF16__)
 
